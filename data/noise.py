@@ -1,0 +1,122 @@
+"""What a 2D detector does to a pose: jitter, outliers, shifted definitions, hidden and cut-off joints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from mesh.joints import COCO17
+
+# Per-joint constants of the COCO keypoint evaluation (cocodataset.org, "keypoints evaluation"): relative annotation sd.
+COCO_SIGMAS = (
+    0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089,
+    0.089,
+)  # fmt: skip
+
+_HIPS = COCO17.indices(("left_hip", "right_hip"))
+_SHOULDERS = COCO17.indices(("left_shoulder", "right_shoulder"))
+_FAR_FACE = (COCO17.indices(("left_eye", "left_ear")), COCO17.indices(("right_eye", "right_ear")))
+_LIMBS = tuple(
+    COCO17.indices(chain)
+    for side in ("left", "right")
+    for chain in (
+        (f"{side}_ankle",),
+        (f"{side}_knee", f"{side}_ankle"),
+        (f"{side}_wrist",),
+        (f"{side}_elbow", f"{side}_wrist"),
+    )
+) + (
+    COCO17.indices(("left_ankle", "right_ankle")),
+    COCO17.indices(("left_knee", "right_knee", "left_ankle", "right_ankle")),
+    COCO17.indices(("nose", "left_eye", "right_eye", "left_ear", "right_ear")),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """Detector-like error on 2D joints; lengths are fractions of the person's size (root of the box area)."""
+
+    clean: float = 0.4  # share of samples that stay exact
+    jitter: float = 0.5  # median jitter sd, in COCO sigmas
+    jitter_spread: float = 0.6  # sd of the log of a person's jitter: some detections are better than others
+    outlier: float = 0.02  # probability that a joint lands somewhere else
+    outlier_sd: float = 0.15
+    definition_shift: float = 0.06  # hips and shoulders defined higher or lower along the trunk
+    definition_width: float = 0.2  # hips and shoulders defined further in
+    drop_joint: float = 0.02
+    drop_limb: float = 0.25
+    drop_face_side: float = 0.25
+    cut_off: float = 0.1  # probability that the picture ends within the person
+
+
+def person_size(keypoints: Tensor) -> Tensor:
+    """Root of the area of the joints' bounding box, (B, J, 2) -> (B,), same unit."""
+    extent = keypoints.amax(-2) - keypoints.amin(-2)
+    return (extent[:, 0] * extent[:, 1]).clamp_min(1e-6).sqrt()
+
+
+def _rand(like: Tensor, generator: Generator, *shape: int) -> Tensor:
+    return torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def _randn(like: Tensor, generator: Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def _shift_definitions(points: Tensor, config: NoiseConfig, generator: Generator) -> Tensor:
+    """Hips and shoulders as another annotator would place them: along the trunk and towards the middle."""
+    points = points.clone()
+    trunk = points[:, _SHOULDERS].mean(1) - points[:, _HIPS].mean(1)
+    for pair in (_HIPS, _SHOULDERS):
+        along = (2 * _rand(points, generator, len(points), 1) - 1) * config.definition_shift
+        inward = _rand(points, generator, len(points), 1, 1) * config.definition_width
+        middle = points[:, pair].mean(1, keepdim=True)
+        points[:, pair] = middle + (points[:, pair] - middle) * (1 - inward) + (along * trunk)[:, None]
+    return points
+
+
+def _hidden(points: Tensor, config: NoiseConfig, generator: Generator) -> Tensor:
+    """Which joints a detector would not see, (B, 17) bool."""
+    batch = len(points)
+    hidden = _rand(points, generator, batch, len(COCO17)) < config.drop_joint
+    masks = points.new_zeros(len(_LIMBS), len(COCO17), dtype=torch.bool)
+    for row, limb in enumerate(_LIMBS):
+        masks[row, list(limb)] = True
+    which = torch.randint(len(_LIMBS), (batch,), generator=generator, device=points.device)
+    hidden |= masks[which] & (_rand(points, generator, batch, 1) < config.drop_limb)
+    face = points.new_zeros(2, len(COCO17), dtype=torch.bool)
+    face[0, list(_FAR_FACE[0])] = face[1, list(_FAR_FACE[1])] = True
+    side = torch.randint(2, (batch,), generator=generator, device=points.device)
+    hidden |= face[side] & (_rand(points, generator, batch, 1) < config.drop_face_side)
+    low, high = points.amin(1), points.amax(1)
+    edge = low + (high - low) * (0.35 + 0.6 * _rand(points, generator, batch, 2))  # the lower or right border
+    axis = (_rand(points, generator, batch, 1) < 0.75).long()  # mostly the feet are cut off
+    beyond = points.gather(2, axis[..., None].expand(-1, len(COCO17), 1))[..., 0] > edge.gather(1, axis)
+    return hidden | (beyond & (_rand(points, generator, batch, 1) < config.cut_off))
+
+
+def imitate_detector(keypoints: Tensor, config: NoiseConfig, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Exact COCO-17 joints to what a detector would report: (B, 17, 2) px -> (B, 17, 2) px and confidence (B, 17).
+
+    Confidence is 1 for exact samples; for the others it falls with the joint's error, with noise of its own, and is
+    0 for a joint that was not seen (whose position is then left as it was and must not be used).
+    """
+    batch, joints = keypoints.shape[:2]
+    size = person_size(keypoints)[:, None, None]
+    sigma = keypoints.new_tensor(COCO_SIGMAS)[:, None]
+    quality = config.jitter * (config.jitter_spread * _randn(keypoints, generator, batch, 1, 1)).exp()
+    jitter = quality * sigma * _randn(keypoints, generator, batch, joints, 2)
+    outlier = config.outlier_sd * _randn(keypoints, generator, batch, joints, 2)
+    is_outlier = _rand(keypoints, generator, batch, joints, 1) < config.outlier
+    error = torch.where(is_outlier, outlier, jitter)
+    noisy = _shift_definitions(keypoints, config, generator) + error * size
+    relative = error.norm(dim=-1) / (4 * sigma[:, 0])
+    doubt = (relative * _rand(keypoints, generator, batch, joints)).clamp(max=0.7)
+    confidence = (1 - doubt).masked_fill(_hidden(keypoints, config, generator), 0.0)
+    exact = _rand(keypoints, generator, batch, 1) < config.clean
+    return (
+        torch.where(exact[..., None], keypoints, noisy),
+        torch.where(exact, torch.ones_like(confidence), confidence),
+    )

@@ -1,0 +1,74 @@
+"""Pose files: real poses as SMPL joint rotations, split by subject."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from mesh.errors import InputError
+from mesh.joints import SMPL24
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoseFile:
+    """Poses of a file, a pose source for synthesis. `quaternions` (N, 24, 4) wxyz, local rotations, y up."""
+
+    quaternions: Tensor
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.quaternions)
+
+    def sample(self, count: int, generator: Generator, device: torch.device | str = "cpu") -> Tensor:
+        """Poses drawn with replacement, (count, 24, 4)."""
+        index = torch.randint(len(self), (count,), generator=generator, device=generator.device)
+        return self.quaternions[index.cpu()].to(device)
+
+
+def read_poses(
+    path: str | Path, *, subjects: tuple[int, ...] = (), except_subjects: tuple[int, ...] = (), max_level: int = 4
+) -> PoseFile:
+    """Read an `.npz` with `poses` (N, 24, 4) quaternions wxyz or (N, 24, 3) axis-angle in SMPL joint order.
+
+    `subject` (N,) and `level` (N,) are needed only when the selection asks for them: `subjects` keeps those people,
+    `except_subjects` leaves those out, `max_level` keeps the coarser covers of the pose space.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no pose file {path}: expected an .npz with 'poses' (N, 24, 4) quaternions wxyz")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            columns = {key: archive[key] for key in ("poses", "subject", "level") if key in archive.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as exc:
+        raise InputError(f"{path} is not a readable pose archive: {exc}") from exc
+    poses = columns.get("poses")
+    if poses is None or poses.ndim != 3 or poses.shape[1:] not in ((len(SMPL24), 4), (len(SMPL24), 3)):
+        came = "no 'poses'" if poses is None else f"'poses' of shape {poses.shape}"
+        raise InputError(f"{path} holds {came}; expected (N, 24, 4) quaternions wxyz or (N, 24, 3) axis-angle")
+    keep = np.ones(len(poses), bool)
+    if subjects or except_subjects:
+        column = _column(columns, "subject", path)
+        keep &= np.isin(column, subjects) if subjects else ~np.isin(column, except_subjects)
+    if max_level < 4:
+        keep &= _column(columns, "level", path) <= max_level
+    if not keep.any():
+        raise InputError(f"{path}: no pose is left of {len(poses)} after selecting subjects and levels")
+    selected = torch.from_numpy(poses[keep].astype(np.float32))
+    if not torch.isfinite(selected).all():
+        raise InputError(f"{path}: 'poses' holds NaN or infinity")
+    if selected.shape[-1] == 3:
+        from mesh.rotation import axis_angle_to_quaternion
+
+        selected = axis_angle_to_quaternion(selected)
+    return PoseFile(quaternions=torch.nn.functional.normalize(selected, dim=-1), name=path.name)
+
+
+def _column(columns: dict[str, np.ndarray], key: str, path: Path) -> np.ndarray:
+    if key not in columns:
+        raise InputError(f"{path} has no {key!r} column, which the selection by {key} needs")
+    return columns[key]

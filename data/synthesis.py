@@ -1,0 +1,141 @@
+"""Training samples made from body poses: random bodies seen by random cameras, a whole batch at once on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from data.noise import NoiseConfig, imitate_detector
+from mesh.body import Body
+from mesh.camera import project
+from mesh.joints import COCO17, COCO19, HUMAN36M17, SMPL24
+from mesh.rotation import axis_angle_to_quaternion, quaternion_multiply, quaternion_to_matrix, rotation_about
+from mesh.samples import Batch
+from mesh.skinning import BodyModel, JointModel
+
+IMAGE_HEIGHT_PX = 1000.0  # of the imagined pictures; the networks see normalised positions, so it is only a unit
+
+
+class PoseSource(Protocol):
+    """Where poses come from: a pose file or the shipped prior."""
+
+    def sample(self, count: int, generator: Generator, device: torch.device | str = "cpu") -> Tensor:
+        """Local rotations of the 24 SMPL joints, (count, 24, 4) quaternions wxyz, y up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraConfig:
+    """Distribution of the imagined cameras. Degrees here, radians inside."""
+
+    pitch_deg: tuple[float, float] = (-20.0, 40.0)  # looking up .. down at the person
+    roll_sd_deg: float = 4.0
+    focal: tuple[float, float] = (0.8, 2.5)  # in picture heights, log-uniform
+    fill: tuple[float, float] = (0.3, 1.0)  # the person's extent in picture heights
+    off_centre: float = 0.35  # the person's place, in picture heights from the middle
+    tilted: float = 0.15  # share of samples whose whole body is turned further
+    tilt_sd_deg: float = 46.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisConfig:
+    """Bodies, cameras and noise of the training samples."""
+
+    shape_sd: float = 1.0
+    mirror: float = 0.5
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+
+
+def mirror_pose(quaternion: Tensor) -> Tensor:
+    """The pose of the mirror image: left and right exchanged, (..., 24, 4) wxyz -> same."""
+    order = list(SMPL24.flip_permutation)
+    return quaternion[..., order, :] * quaternion.new_tensor((1.0, 1.0, -1.0, -1.0))
+
+
+class Synthesiser:
+    """Draws batches: pose from the source, shape, camera and noise from stated distributions.
+
+    Everything is a pure function of the generator that `batch` is given.
+    """
+
+    def __init__(
+        self, source: PoseSource, body: Body, config: SynthesisConfig, *, device: torch.device | str = "cpu"
+    ) -> None:
+        self.source, self.config, self.device = source, config, torch.device(device)
+        self.joint_model = JointModel(body, (COCO19, HUMAN36M17)).to(self.device)
+        self.body_model = BodyModel(body).to(self.device)
+
+    @torch.no_grad()
+    def batch(self, size: int, generator: Generator, *, with_vertices: bool) -> Batch:
+        """A batch of `size` people; vertices cost a full body-model pass and are made only on request."""
+        config = self.config
+        pose = self.source.sample(size, generator, self.device)
+        mirrored = torch.rand(size, 1, 1, generator=generator, device=self.device) < config.mirror
+        pose = torch.where(mirrored, mirror_pose(pose), pose)
+        rotations = quaternion_to_matrix(self._tilt(pose, generator))
+        rotations[:, 0] = self._camera_rotation(size, generator) @ rotations[:, 0]
+        shape = torch.randn(size, self.joint_model.num_shape, generator=generator, device=self.device)
+        shape = (config.shape_sd * shape).clamp(-3, 3)
+        joints, regressed = self.joint_model(rotations, shape)
+        pelvis = regressed[:, HUMAN36M17.root_idx, None]
+        keypoints = self._photograph(joints - pelvis, generator)
+        noisy, confidence = imitate_detector(keypoints[:, : len(COCO17)], config.noise, generator)
+        keypoints, confidence = with_derived(noisy, confidence)
+        valid = torch.ones(size, dtype=torch.bool, device=self.device)
+        return Batch(
+            keypoints_px=keypoints,
+            confidence=confidence,
+            joints_m=joints - joints[:, COCO19.root_idx, None],
+            regressed_m=regressed - pelvis,
+            vertices_m=self.body_model(rotations, shape)[0] - pelvis if with_vertices else None,
+            joints_valid=valid,
+            mesh_valid=valid,
+        )
+
+    def _tilt(self, pose: Tensor, generator: Generator) -> Tensor:
+        """Some bodies are turned as a whole: lying, diving, upside down."""
+        camera, size = self.config.camera, len(pose)
+        turn = torch.randn(size, 3, generator=generator, device=self.device) * math.radians(camera.tilt_sd_deg)
+        turn = turn * (torch.rand(size, 1, generator=generator, device=self.device) < camera.tilted)
+        root = quaternion_multiply(axis_angle_to_quaternion(turn), pose[:, 0])
+        return torch.cat((root[:, None], pose[:, 1:]), dim=1)
+
+    def _uniform(self, size: int, bounds: Sequence[float], generator: Generator) -> Tensor:
+        low, high = bounds
+        return low + (high - low) * torch.rand(size, generator=generator, device=self.device)
+
+    def _camera_rotation(self, size: int, generator: Generator) -> Tensor:
+        """World (y up) to camera (y down, z forward), after a turn about the vertical; (B, 3, 3)."""
+        camera = self.config.camera
+        yaw = self._uniform(size, (-math.pi, math.pi), generator)
+        pitch = self._uniform(size, [math.radians(d) for d in camera.pitch_deg], generator)
+        roll = torch.randn(size, generator=generator, device=self.device) * math.radians(camera.roll_sd_deg)
+        upright = torch.diag(torch.tensor((1.0, -1.0, -1.0), device=self.device))
+        return rotation_about("z", roll) @ rotation_about("x", pitch) @ upright @ rotation_about("y", yaw)
+
+    def _photograph(self, joints_m: Tensor, generator: Generator) -> Tensor:
+        """Root-relative joints to pixels of an imagined picture, (B, J, 3) -> (B, J, 2)."""
+        camera, size = self.config.camera, len(joints_m)
+        focal = self._uniform(size, [math.log(f) for f in camera.focal], generator).exp()
+        fill = self._uniform(size, camera.fill, generator)
+        extent = (joints_m[..., :2].amax(1) - joints_m[..., :2].amin(1)).amax(-1).clamp_min(0.5)
+        nearest = -joints_m[..., 2].amin(1)
+        depth = (focal * extent / fill).maximum(nearest + 0.4)
+        place = (2 * torch.rand(size, 2, generator=generator, device=self.device) - 1) * camera.off_centre
+        root = torch.cat((place * (depth / focal)[:, None], depth[:, None]), dim=1)
+        middle = torch.full((size, 2), IMAGE_HEIGHT_PX / 2, device=self.device)
+        return project(joints_m + root[:, None], focal * IMAGE_HEIGHT_PX, middle)
+
+
+def with_derived(keypoints: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
+    """COCO-17 to COCO-19: pelvis and neck from the (noisy) hips and shoulders. (B, 17, 2), (B, 17) -> 19."""
+    for parts in COCO19.derived.values():
+        index = list(COCO17.indices(parts))
+        keypoints = torch.cat((keypoints, keypoints[:, index].mean(1, keepdim=True)), dim=1)
+        confidence = torch.cat((confidence, confidence[:, index].amin(1, keepdim=True)), dim=1)
+    return keypoints, confidence

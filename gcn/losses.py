@@ -1,0 +1,76 @@
+"""The losses of Pose2Mesh (Choi et al. 2020, section 5.2). Samples without truth are left out, not diluted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Weights of the sum. The original's, written for metres: vertex 1, normal 0.1, edge 20, joints 1."""
+
+    vertex: float = 1.0
+    normal: float = 0.1
+    edge: float = 20.0
+    mesh_joint: float = 1.0
+    lift_joint: float = 1.0
+    surface_share: float = 1.0  # share of a batch on which the dear normal and edge terms are computed
+
+
+def masked_mean(per_sample: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the valid samples, (B,), (B,) bool -> (); 0 with a gradient of 0 if there is none."""
+    count = valid.sum().clamp_min(1)
+    return torch.where(valid, per_sample, 0.0).sum() / count
+
+
+def point_l1(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Mean absolute coordinate error of joints or vertices: (B, N, 3) twice, (B,) -> (), metres."""
+    return masked_mean((pred - target).abs().mean((1, 2)), valid)
+
+
+class SurfaceLoss(nn.Module):
+    """Normal and edge-length consistency of a mesh with fixed faces, on each edge once.
+
+    normal: mean over faces and their three edges of |cos(predicted edge, true face normal)|;
+    edge: mean over the faces' edges of the absolute difference in length. Both weigh an edge by the number of its
+    faces, as the sum over faces does. Degenerate faces and edges give finite gradients.
+    """
+
+    edges: Tensor
+    edge_share: Tensor
+    faces: Tensor
+    face_edges: Tensor
+
+    def __init__(self, faces: np.ndarray) -> None:
+        super().__init__()
+        sides = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])  # (3 F, 2)
+        edges, inverse = np.unique(np.sort(sides, axis=1), axis=0, return_inverse=True)
+        inverse = inverse.reshape(3, len(faces)).T  # (F, 3)
+        share = np.bincount(inverse.ravel(), minlength=len(edges)) / inverse.size
+        self.register_buffer("edges", torch.from_numpy(edges), persistent=False)
+        self.register_buffer("edge_share", torch.from_numpy(share).float(), persistent=False)
+        self.register_buffer("faces", torch.from_numpy(np.ascontiguousarray(faces)).long(), persistent=False)
+        self.register_buffer("face_edges", torch.from_numpy(inverse.copy()), persistent=False)
+
+    def _edge_vectors(self, vertices: Tensor) -> Tensor:
+        return vertices[:, self.edges[:, 1]] - vertices[:, self.edges[:, 0]]  # (B, E, 3)
+
+    def forward(self, pred: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, V, 3) predicted and true vertices in metres, (B,) -> normal loss (), edge loss () in metres."""
+        with torch.no_grad():
+            corners = target[:, self.faces]  # (B, F, 3, 3)
+            sides = corners[:, :, 1:] - corners[:, :, :1]
+            normals = normalize(torch.linalg.cross(sides[:, :, 0], sides[:, :, 1]), dim=-1)
+            true_length = self._edge_vectors(target).norm(dim=-1)
+        vectors = self._edge_vectors(pred)
+        squared = vectors.square().sum(-1)
+        length = squared.clamp_min(1e-12).sqrt()
+        unit = vectors / length[..., None]
+        cosines = (unit[:, self.face_edges] * normals[:, :, None]).sum(-1)  # (B, F, 3)
+        edge = ((length - true_length).abs() * self.edge_share).sum(-1)
+        return masked_mean(cosines.abs().mean((1, 2)), valid), masked_mean(edge, valid)

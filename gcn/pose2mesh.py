@@ -1,0 +1,181 @@
+"""Pose2Mesh: PoseNet and MeshNet joined, with the graph they belong to (Choi et al. 2020)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gcn.coarsening import Hierarchy, coarsen, hierarchy_from_parents
+from gcn.features import Normalisation, pose_features
+from gcn.meshnet import PLANS, MeshNet, MeshNetConfig
+from gcn.posenet import PoseNet, PoseNetConfig
+from gcn.upsampling import Upsampling, fit_upsampling
+from mesh.body import Body
+from mesh.errors import InputError
+from mesh.joints import COCO19
+
+JOINTS = COCO19
+FORMAT = "meshrecovery-weights-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The two networks and how their input is prepared."""
+
+    normalisation: Normalisation = "isotropic"
+    confidence: bool = True
+    posenet: PoseNetConfig = field(default_factory=PoseNetConfig)
+    meshnet: MeshNetConfig = field(default_factory=MeshNetConfig)
+
+    @property
+    def feature_channels(self) -> int:
+        return 3 if self.confidence else 2
+
+
+def build_posenet(config: ModelConfig) -> PoseNet:
+    """The lifter alone."""
+    p = config.posenet
+    return PoseNet(JOINTS, config.feature_channels, width=p.width, blocks=p.blocks, dropout=p.dropout, norm=p.norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshGraph:
+    """What ties a MeshNet to a body: the coarsened graph and, for plans that stop early, the up-sampling."""
+
+    hierarchy: Hierarchy
+    upsampling: Upsampling | None
+
+
+def build_graph(config: MeshNetConfig, body: Body, posed_vertices: np.ndarray) -> MeshGraph:
+    """Coarsen a body's mesh; `posed_vertices` (S, V, 3) metres, the first in rest pose, fit the up-sampling."""
+    plan = PLANS[config.plan]
+    hierarchy = coarsen(body.edges, body.num_vertices, max(level for level, _ in plan))
+    finest = plan[-1][0]
+    upsampling = None
+    if finest > 0:
+        vertices = np.asarray(posed_vertices, np.float64)
+        upsampling = fit_upsampling(vertices, hierarchy, finest, num_terms=config.upsampling_terms)
+    return MeshGraph(hierarchy=hierarchy, upsampling=upsampling)
+
+
+class Pose2Mesh(nn.Module):
+    """2D joints (COCO-19) to root-relative 3D joints and mesh vertices, metres, camera frame."""
+
+    def __init__(self, config: ModelConfig, graph: MeshGraph) -> None:
+        super().__init__()
+        self.config, self.graph = config, graph
+        self.posenet = build_posenet(config)
+        m = config.meshnet
+        self.meshnet = MeshNet(
+            JOINTS, config.feature_channels + 3, graph.hierarchy, graph.upsampling, plan=PLANS[m.plan], order=m.order,
+            rescaling=m.rescaling, linear_skip=m.linear_skip,
+        )  # fmt: skip
+
+    def features(self, keypoints_px: Tensor, confidence: Tensor) -> Tensor:
+        """What both networks see of the picture, (B, J, 2), (B, J) -> (B, J, C)."""
+        return pose_features(
+            keypoints_px, confidence, self.config.normalisation, with_confidence=self.config.confidence
+        )
+
+    def forward(self, keypoints_px: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 19, 2) px, (B, 19) -> lifted joints (B, 19, 3), vertices (B, V, 3).
+
+        The mesh loss does not reach PoseNet: its output is detached, as in the original.
+        """
+        features = self.features(keypoints_px, confidence)
+        joints = self.posenet(features)
+        return joints, self.meshnet(features, joints.detach())
+
+
+def save_weights(path: Path, model: Pose2Mesh | PoseNet, config: ModelConfig, notes: Mapping[str, str]) -> None:
+    """Write weights as safetensors in half precision, with config, graph and its hash. Atomic."""
+    from safetensors.torch import save_file
+
+    prefix = "" if isinstance(model, Pose2Mesh) else "posenet."
+    tensors = {
+        prefix + name: value.half() if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
+    metadata = {"format": FORMAT, "config": json.dumps(asdict(config)), **notes}
+    if isinstance(model, Pose2Mesh):
+        hierarchy, upsampling = model.graph.hierarchy, model.graph.upsampling
+        metadata["graph"] = hierarchy.digest
+        for level, parent in enumerate(hierarchy.parents):
+            tensors[f"graph.parent{level}"] = torch.from_numpy(parent.astype(np.int16))
+        if upsampling is not None:
+            tensors["graph.upsampling_nodes"] = torch.from_numpy(upsampling.nodes.astype(np.int16))
+            tensors["graph.upsampling_weights"] = torch.from_numpy(upsampling.weights)
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
+    temporary.replace(path)
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"no weights file {path}: expected a .safetensors written by the training tools")
+    try:
+        with safe_open(path, framework="pt") as archive:
+            metadata = archive.metadata() or {}
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as exc:
+        raise InputError(f"{path} is not a readable safetensors file: {exc}") from exc
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path} holds no {FORMAT} (format {metadata.get('format')!r}); train with this version")
+    return tensors, metadata
+
+
+def _model_config(metadata: Mapping[str, str]) -> ModelConfig:
+    values: dict[str, Any] = json.loads(metadata["config"])
+    values |= {"posenet": PoseNetConfig(**values["posenet"]), "meshnet": MeshNetConfig(**values["meshnet"])}
+    return ModelConfig(**values)
+
+
+def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value.float() if value.is_floating_point() else value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def load_posenet(path: str | Path) -> tuple[PoseNet, ModelConfig]:
+    """The lifter of a weights file, in evaluation mode, and the config it was trained with."""
+    tensors, metadata = _read_weights(Path(path))
+    config = _model_config(metadata)
+    posenet = build_posenet(config)
+    posenet.load_state_dict(_strip(tensors, "posenet."))
+    return posenet.eval(), config
+
+
+def load_pose2mesh(path: str | Path, body: Body) -> Pose2Mesh:
+    """Both networks of a weights file, in evaluation mode; refuses weights of another mesh than the body's."""
+    tensors, metadata = _read_weights(Path(path))
+    if "graph" not in metadata:
+        raise InputError(f"{path} holds a lifter only; train the mesh network with tools/train_meshnet.py")
+    config = _model_config(metadata)
+    graph_tensors = _strip(tensors, "graph.")
+    parents = [graph_tensors[f"parent{i}"].numpy() for i in range(sum(k.startswith("parent") for k in graph_tensors))]
+    hierarchy = hierarchy_from_parents(body.edges, body.num_vertices, parents)
+    if hierarchy.digest != metadata["graph"]:
+        raise InputError(f"{path} was trained on another mesh than {body.name}: their graphs differ")
+    upsampling = None
+    if "upsampling_nodes" in graph_tensors:
+        nodes = graph_tensors["upsampling_nodes"].numpy().astype(np.int64)
+        upsampling = Upsampling(nodes=nodes, weights=graph_tensors["upsampling_weights"].numpy())
+    model = Pose2Mesh(config, MeshGraph(hierarchy=hierarchy, upsampling=upsampling))
+    networks = {**_prefixed(tensors, "posenet."), **_prefixed(tensors, "meshnet.")}
+    model.load_state_dict(networks)
+    return model.eval()
+
+
+def _prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in _strip(tensors, prefix).items()}

@@ -1,0 +1,29 @@
+"""The batch that data sources make and networks learn from: the one contract between `data` and `gcn`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """B people in camera frame (x right, y down, z forward).
+
+    `keypoints_px` (B, J, 2) and `confidence` (B, J) in the input joint set; `joints_m` (B, J, 3) the same joints in
+    3D, relative to that set's root; `regressed_m` (B, 17, 3) human36m17 relative to its pelvis; `vertices_m`
+    (B, V, 3) relative to the same pelvis, or None when only joints were asked for; `joints_valid` and `mesh_valid`
+    (B,) bool: samples without truth are left out of the losses.
+    """
+
+    keypoints_px: Tensor
+    confidence: Tensor
+    joints_m: Tensor
+    regressed_m: Tensor
+    vertices_m: Tensor | None
+    joints_valid: Tensor
+    mesh_valid: Tensor
+
+    def __len__(self) -> int:
+        return len(self.keypoints_px)

@@ -1,0 +1,123 @@
+"""Linear blend skinning with pose blend shapes (Loper et al. 2015, SMPL), batched and differentiable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mesh.body import Body
+from mesh.joints import JointSet
+
+
+def forward_kinematics(rotations: Tensor, joints: Tensor, parents: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """World rotation and position of each joint from local rotations and rest positions.
+
+    (B, J, 3, 3), (B, J, 3), parents before children -> (B, J, 3, 3), (B, J, 3).
+    """
+    world_rotations, positions = [rotations[:, 0]], [joints[:, 0]]
+    for child, parent in enumerate(parents[1:], start=1):
+        offset = joints[:, child] - joints[:, parent]
+        positions.append(positions[parent] + (world_rotations[parent] @ offset[..., None])[..., 0])
+        world_rotations.append(world_rotations[parent] @ rotations[:, child])
+    return torch.stack(world_rotations, dim=1), torch.stack(positions, dim=1)
+
+
+class _PosedModel(nn.Module):
+    """What every posed quantity needs: the bone transforms and the blend-shape coefficients."""
+
+    rest_joints: Tensor
+    joint_shape_dirs: Tensor
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        regressor = torch.from_numpy(body.joint_regressor).double()
+        rest = regressor @ torch.from_numpy(body.template).double()
+        dirs = torch.einsum("jv,vcs->jcs", regressor, torch.from_numpy(body.shape_dirs).double())
+        self.parents = body.parents
+        self.num_shape = body.shape_dirs.shape[-1]
+        self.register_buffer("rest_joints", rest.float(), persistent=False)  # (J, 3)
+        self.register_buffer("joint_shape_dirs", dirs.float(), persistent=False)  # (J, 3, S)
+
+    def bone_transforms(self, rotations: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
+        """Transforms that carry rest-pose points with each bone, and the posed joints.
+
+        (B, J, 3, 3) local rotations, (B, S) -> (B, J, 3, 4), (B, J, 3).
+        """
+        joints = self.rest_joints + torch.einsum("bs,jcs->bjc", shape, self.joint_shape_dirs)
+        world, positions = forward_kinematics(rotations, joints, self.parents)
+        shift = positions - (world @ joints[..., None])[..., 0]
+        return torch.cat((world, shift[..., None]), dim=-1), positions
+
+    @staticmethod
+    def blend_coefficients(rotations: Tensor, shape: Tensor) -> Tensor:
+        """Shape coefficients and pose features side by side, (B, S + 9 (J - 1))."""
+        identity = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
+        return torch.cat((shape, (rotations[:, 1:] - identity).flatten(1)), dim=1)
+
+
+class BodyModel(_PosedModel):
+    """Pose and shape to vertices. Metres, in the frame that the root rotation leads to; the template's origin."""
+
+    template: Tensor
+    blend_dirs: Tensor
+    skinning: Tensor
+
+    def __init__(self, body: Body) -> None:
+        super().__init__(body)
+        dirs = torch.cat((torch.from_numpy(body.shape_dirs), torch.from_numpy(body.pose_dirs)), dim=-1)
+        self.register_buffer("template", torch.from_numpy(body.template), persistent=False)  # (V, 3)
+        self.register_buffer("blend_dirs", dirs.flatten(0, 1).T.contiguous(), persistent=False)  # (S + P, V 3)
+        self.register_buffer("skinning", torch.from_numpy(body.skinning), persistent=False)  # (V, J)
+
+    def forward(self, rotations: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, J, 3, 3) local rotations, (B, S) -> vertices (B, V, 3), joints (B, J, 3)."""
+        bones, joints = self.bone_transforms(rotations, shape)
+        coefficients = self.blend_coefficients(rotations, shape)
+        unposed = torch.addmm(self.template.flatten(), coefficients, self.blend_dirs).unflatten(1, (-1, 3))
+        blended = torch.matmul(self.skinning, bones.flatten(2)).unflatten(2, (3, 4))  # (B, V, 3, 4)
+        rotated = (blended[..., :3] * unposed[..., None, :]).sum(-1)
+        return rotated + blended[..., 3], joints
+
+
+class JointModel(_PosedModel):
+    """Pose and shape straight to regressed joints, without the vertices between.
+
+    Regression, skinning and blend shapes are all linear in the rest-pose vertices, so they fold into one small
+    matrix per (joint, bone) pair: the same joints as `regressor @ BodyModel(...)` at a hundredth of the cost.
+    """
+
+    base: Tensor
+    dirs: Tensor
+    pair_bone: Tensor
+    pair_joint: Tensor
+
+    def __init__(self, body: Body, joint_sets: Sequence[JointSet]) -> None:
+        super().__init__(body)
+        self.counts = [len(s) for s in joint_sets]
+        regressor = torch.cat([torch.from_numpy(body.regressor(s)) for s in joint_sets]).double()
+        skinning = torch.from_numpy(body.skinning).double()
+        homogeneous = torch.cat((torch.from_numpy(body.template), torch.ones(body.num_vertices, 1)), dim=1).double()
+        dirs = torch.cat((torch.from_numpy(body.shape_dirs), torch.from_numpy(body.pose_dirs)), dim=-1)
+        pairs = (regressor.abs() @ skinning).nonzero()  # (P, 2): joints and the bones that move them
+        base, folded = [], []
+        for joint, bone in pairs.tolist():
+            used = (regressor[joint] * skinning[:, bone]).nonzero()[:, 0]
+            weight = regressor[joint, used] * skinning[used, bone]
+            base.append(weight @ homogeneous[used])
+            folded.append(torch.einsum("v,vcp->pc", weight, dirs[used].double()))
+        self.register_buffer("base", torch.stack(base).float(), persistent=False)  # (P, 4)
+        self.register_buffer("dirs", torch.stack(folded, dim=1).flatten(1).float(), persistent=False)  # (S + Q, P 3)
+        self.register_buffer("pair_joint", pairs[:, 0], persistent=False)
+        self.register_buffer("pair_bone", pairs[:, 1], persistent=False)
+
+    def forward(self, rotations: Tensor, shape: Tensor) -> tuple[Tensor, ...]:
+        """(B, J, 3, 3) local rotations, (B, S) -> joints of each joint set, (B, joints, 3) metres."""
+        bones, _ = self.bone_transforms(rotations, shape)
+        coefficients = self.blend_coefficients(rotations, shape)
+        points = self.base[:, :3] + (coefficients @ self.dirs).unflatten(1, (-1, 3))  # (B, P, 3)
+        bones = bones[:, self.pair_bone]  # (B, P, 3, 4)
+        parts = (bones[..., :3] * points[..., None, :]).sum(-1) + bones[..., 3] * self.base[:, 3:]
+        joints = parts.new_zeros(len(parts), sum(self.counts), 3).index_add_(1, self.pair_joint, parts)
+        return joints.split(self.counts, dim=1)

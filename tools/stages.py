@@ -1,0 +1,143 @@
+"""The two training stages: what a run is built from, validated by and saved as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gcn.checkpoint import load_checkpoint, save_checkpoint
+from gcn.evaluation import lifter_errors, means, mesh_errors
+from gcn.losses import SurfaceLoss
+from gcn.pose2mesh import MeshGraph, Pose2Mesh, build_graph, build_posenet, load_posenet, save_weights
+from gcn.posenet import PoseNet
+from gcn.trainer import Hooks, MeshTerms, StageConfig, TrainState, fit, make_state, posenet_terms, step_generator
+from mesh.body import Body
+from mesh.errors import InputError
+from mesh.joints import HUMAN36M17
+from mesh.samples import Batch
+from tools.experiment import ExperimentConfig, RunFolder, experiment_body, pose_source, posed_bodies, synthesiser
+
+BODIES_FOR_UPSAMPLING = 128
+VALIDATION_BATCH = 256
+_VALIDATION_SEED = 2**32  # added to the run's seed: apart from every training step
+ACKNOWLEDGEMENT = (
+    "The data used in this project was obtained from mocap.cs.cmu.edu. "
+    "The database was created with funding from NSF EIA-0196217."
+)
+
+
+def validation_batches(
+    config: ExperimentConfig, body: Body, device: torch.device, *, with_vertices: bool
+) -> dict[str, list[Batch]]:
+    """Fixed samples of held-out poses: "exact" 2D, and "noisy" 2D as a detector gives."""
+    count = -(-config.validation_poses // VALIDATION_BATCH)
+    batches = {}
+    for name, clean in (("exact", 1.0), ("noisy", 0.0)):
+        noise = replace(config.synthesis.noise, clean=clean)
+        synthesis = replace(config.synthesis, noise=noise)
+        source = synthesiser(replace(config, synthesis=synthesis), body, validation=True, device=device)
+        batches[name] = [
+            source.batch(
+                VALIDATION_BATCH,
+                step_generator(config.seed + _VALIDATION_SEED, i, device),
+                with_vertices=with_vertices,
+            )
+            for i in range(count)
+        ]
+    return batches
+
+
+def train_posenet(config: ExperimentConfig, path: Path, *, resume: bool, device: torch.device) -> None:
+    """Train the lifter and write `weights.safetensors` into the run folder."""
+    body = experiment_body(config)
+    training = synthesiser(config, body, validation=False, device=device)
+    held_out = validation_batches(config, body, device, with_vertices=False)
+    torch.manual_seed(config.seed)
+    posenet = build_posenet(config.model).to(device)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        for name, batches in held_out.items():
+            errors = lifter_errors(model, config.model, batches)
+            scores |= {f"{name}/{metric}": value for metric, value in means(errors).items()}
+        return scores
+
+    def batches(step: int) -> Batch:
+        size = config.posenet_training.batch_size
+        return training.batch(size, step_generator(config.seed, step, device), with_vertices=False)
+
+    _run(
+        config, config.posenet_training, posenet, path, resume=resume, device=device, batches=batches,
+        terms=lambda batch: posenet_terms(posenet, config.model, batch),
+        validate=validate, best_by="exact/lift_mpjpe_mm",
+    )  # fmt: skip
+
+
+def train_meshnet(config: ExperimentConfig, path: Path, *, resume: bool, device: torch.device) -> None:
+    """Train the mesh network on a trained lifter and write `weights.safetensors` of both."""
+    if config.posenet_weights is None:
+        raise InputError(
+            "the mesh stage starts from a trained lifter: add --set posenet_weights=RUN/weights.safetensors"
+        )
+    posenet, lifter_config = load_posenet(config.posenet_weights)
+    model_config = replace(lifter_config, meshnet=config.model.meshnet)
+    body = experiment_body(config)
+    stage = config.meshnet_training
+    training = synthesiser(config, body, validation=False, device=device)
+    held_out = validation_batches(config, body, device, with_vertices=True)
+    torch.manual_seed(config.seed)
+    model = Pose2Mesh(model_config, mesh_graph(config, body)).to(device)
+    model.posenet.load_state_dict(posenet.state_dict())
+    model.posenet.requires_grad_(not stage.freeze_posenet)
+    regressor = torch.from_numpy(body.regressor(HUMAN36M17)).to(device)
+    terms = MeshTerms(SurfaceLoss(body.faces).to(device), regressor, stage.loss)
+
+    def validate(candidate: nn.Module) -> dict[str, float]:
+        assert isinstance(candidate, Pose2Mesh)
+        scores: dict[str, float] = {}
+        for name, batches in held_out.items():
+            errors = mesh_errors(candidate, regressor, batches)
+            scores |= {f"{name}/{metric}": value for metric, value in means(errors).items()}
+        return scores
+
+    def batches(step: int) -> Batch:
+        return training.batch(stage.batch_size, step_generator(config.seed, step, device), with_vertices=True)
+
+    _run(
+        replace(config, model=model_config), stage, model, path, resume=resume, device=device, batches=batches,
+        terms=lambda batch: terms(model, batch), validate=validate, best_by="exact/mpvpe_mm",
+    )  # fmt: skip
+
+
+def mesh_graph(config: ExperimentConfig, body: Body) -> MeshGraph:
+    """The body's graph, its up-sampling fitted to bodies in training poses."""
+    generator = step_generator(config.seed, 0)
+    posed = posed_bodies(pose_source(config.poses, validation=False), body, BODIES_FOR_UPSAMPLING, generator)
+    return build_graph(config.model.meshnet, body, posed)
+
+
+def _run(
+    config: ExperimentConfig, stage: StageConfig, model: nn.Module, path: Path, *, resume: bool, device: torch.device,
+    batches: Callable[[int], Batch], terms: Callable[[Batch], dict[str, torch.Tensor]],
+    validate: Callable[[nn.Module], dict[str, float]], best_by: str,
+) -> None:  # fmt: skip
+    """Fresh or resumed, trained to the end, with the best averaged weights in `weights.safetensors`."""
+    state = make_state(model, stage)
+    folder = RunFolder(path, config, resume=resume)
+    if resume:
+        state.load_state_dict(load_checkpoint(folder.checkpoint, device)["state"])
+        print(f"resumed {folder.path} at step {state.step} of {stage.steps}")
+
+    def save(current: TrainState, is_best: bool) -> None:
+        if is_best:
+            assert isinstance(current.average.module, PoseNet | Pose2Mesh)
+            notes = {"step": str(current.step), best_by: f"{current.best:.2f}", "acknowledgement": ACKNOWLEDGEMENT}
+            save_weights(folder.path / "weights.safetensors", current.average.module, config.model, notes)
+        save_checkpoint(folder.checkpoint, {"state": current.state_dict()})
+
+    fit(state, stage, terms, batches, Hooks(validate=validate, best_by=best_by, log=folder.log, save=save))
+    print(f"done: {best_by} {state.best:.2f}, weights in {folder.path / 'weights.safetensors'}")
