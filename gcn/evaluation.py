@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gcn.features import pose_features
+from gcn.layers.sparse import SparseMatrix
 from gcn.pose2mesh import ModelConfig, Pose2Mesh
 from mesh.joints import EVALUATION_14, HUMAN36M17
 from mesh.metrics import aligned_error_mm, facing_error_rad, point_error_mm
@@ -39,10 +40,10 @@ def lifter_errors(posenet: nn.Module, config: ModelConfig, batches: Iterable[Bat
 
 
 @torch.inference_mode()
-def mesh_errors(model: Pose2Mesh, regressor: Tensor, batches: Iterable[Batch]) -> Errors:
+def mesh_errors(model: Pose2Mesh, regressor: SparseMatrix, batches: Iterable[Batch]) -> Errors:
     """Errors of the mesh, per sample: 14 Human3.6M joints regressed from it, and all its vertices.
 
-    `regressor` (17, V) for human36m17; joints and vertices relative to its pelvis; mm, facing in radians.
+    `regressor` takes vertices to human36m17; joints and vertices relative to its pelvis; mm, facing in radians.
     """
     chosen = list(EVALUATION_14)
     left, right, up = HUMAN36M17.indices(("left_hip", "right_hip", "neck"))
@@ -51,7 +52,7 @@ def mesh_errors(model: Pose2Mesh, regressor: Tensor, batches: Iterable[Batch]) -
         if batch.vertices_m is None:
             raise ValueError("the mesh can only be judged on samples with vertices")
         _, vertices = model(batch.keypoints_px, batch.confidence)
-        joints = regressor @ vertices
+        joints = regressor(vertices.transpose(0, 1)).transpose(0, 1)
         pelvis = joints[:, HUMAN36M17.root_idx, None]
         joints = joints - pelvis
         rows.append(

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import torch
 from scipy import sparse
 from scipy.sparse.linalg import eigsh
-from torch import Tensor
 
 from mesh.joints import JointSet
 
@@ -58,15 +56,3 @@ def rescale_laplacian(laplacian: sparse.csr_matrix, mode: Rescaling = "spectral"
         return laplacian
     factor = {"spectral": 2.0, "legacy": 0.5}[mode] / largest_eigenvalue(laplacian)
     return (laplacian * factor - sparse.identity(laplacian.shape[0])).tocsr()
-
-
-def to_torch_csr(matrix: sparse.spmatrix) -> Tensor:
-    """SciPy matrix to a float32 torch CSR tensor with sorted column indices."""
-    csr = matrix.tocsr()
-    csr.sort_indices()
-    return torch.sparse_csr_tensor(
-        torch.from_numpy(csr.indptr.astype(np.int64)),
-        torch.from_numpy(csr.indices.astype(np.int64)),
-        torch.from_numpy(csr.data.astype(np.float32)),
-        size=csr.shape,
-    )

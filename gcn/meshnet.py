@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from scipy import sparse
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
 from gcn.coarsening import Hierarchy
-from gcn.graph import Rescaling, joint_adjacency, normalised_laplacian, rescale_laplacian, to_torch_csr
-from gcn.layers.chebyshev import ChebConv, sparse_product
+from gcn.graph import Rescaling, joint_adjacency, normalised_laplacian, rescale_laplacian
+from gcn.layers.chebyshev import ChebConv, Operator
+from gcn.layers.sparse import SparseMatrix
 from gcn.upsampling import Upsampling
 from mesh.joints import JointSet
 
@@ -61,8 +60,8 @@ class GraphBlock(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm1d(b) for _, b in normed)
         self.residual = residual and not is_last
 
-    def forward(self, operator: Tensor, x: Tensor) -> Tensor:
-        """(N, N) sparse, (N, B, C_first) -> (N, B, C_last)."""
+    def forward(self, operator: Operator, x: Tensor) -> Tensor:
+        """(N, B, C_first) -> (N, B, C_last)."""
         out = x
         for step, convolution in enumerate(self.convolutions):
             out = convolution(operator, out)
@@ -85,10 +84,6 @@ class MeshNet(nn.Module):
     Everything inside is node-major, (N, B, C).
     """
 
-    joint_operator: Tensor
-    upsample: Tensor
-    upsample_transposed: Tensor
-
     def __init__(
         self, joints: JointSet, in_channels: int, hierarchy: Hierarchy, upsampling: Upsampling | None, *,
         plan: Plan, order: int = 3, rescaling: Rescaling = "spectral", linear_skip: bool = True,
@@ -103,10 +98,11 @@ class MeshNet(nn.Module):
         # The joint graph keeps its plain Laplacian under "legacy": the original never rescales that one.
         joint_laplacian = normalised_laplacian(joint_adjacency(joints))
         joint_mode: Rescaling = "spectral" if rescaling == "spectral" else "none"
-        self._add_operator("joint_operator", rescale_laplacian(joint_laplacian, joint_mode))
+        self.joint_operator = SparseMatrix(rescale_laplacian(joint_laplacian, joint_mode))
+        self.operators = nn.ModuleDict()
         for level in sorted({level for level, _ in plan}):
             laplacian = normalised_laplacian(hierarchy.adjacencies[level])
-            self._add_operator(f"operator{level}", rescale_laplacian(laplacian, rescaling))
+            self.operators[str(level)] = SparseMatrix(rescale_laplacian(laplacian, rescaling))
             if level < coarsest:
                 self.register_buffer(f"parent{level}", torch.from_numpy(hierarchy.parents[level]), persistent=False)
         self.joint_block = GraphBlock((in_channels, *JOINT_CHANNELS), order, residual=False)
@@ -115,16 +111,7 @@ class MeshNet(nn.Module):
             GraphBlock(channels, order, is_last=i == len(plan) - 1) for i, (_, channels) in enumerate(plan)
         )
         self.skip = nn.Linear(len(joints) * 3, sizes[finest] * 3) if linear_skip else None
-        self.has_upsampling = upsampling is not None
-        if upsampling is not None:
-            matrix = upsampling.matrix(sizes[finest])
-            self._add_operator("upsample", matrix)
-            self._add_operator("upsample_transposed", matrix.T)
-
-    def _add_operator(self, name: str, matrix: sparse.spmatrix) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)", category=UserWarning)
-            self.register_buffer(name, to_torch_csr(matrix), persistent=False)
+        self.upsample = None if upsampling is None else SparseMatrix(upsampling.matrix(sizes[finest]))
 
     def forward(self, features: Tensor, joints_m: Tensor) -> Tensor:
         """(B, J, C) features of each joint, (B, J, 3) its 3D position in metres -> (B, V, 3) metres."""
@@ -137,9 +124,9 @@ class MeshNet(nn.Module):
             if block_level < level:
                 x = x[getattr(self, f"parent{block_level}")]
                 level = block_level
-            x = block(getattr(self, f"operator{level}"), x)
+            x = block(self.operators[str(level)], x)
         if self.skip is not None:
             x = x + self.skip(joints_m.flatten(1)).unflatten(1, (-1, 3)).transpose(0, 1)
-        if self.has_upsampling:
-            x = sparse_product(self.upsample, self.upsample_transposed, x)
+        if self.upsample is not None:
+            x = self.upsample(x)
         return x.transpose(0, 1)

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gcn.features import pose_features
+from gcn.layers.sparse import SparseMatrix
 from gcn.losses import LossWeights, SurfaceLoss, point_l1
 from gcn.pose2mesh import ModelConfig, Pose2Mesh
 from gcn.posenet import PoseNet
@@ -134,7 +135,7 @@ def posenet_terms(posenet: PoseNet, config: ModelConfig, batch: Batch) -> Terms:
 class MeshTerms:
     """Loss terms of the mesh stage, and the fixed tensors they need."""
 
-    def __init__(self, surface: SurfaceLoss, regressor: Tensor, weights: LossWeights) -> None:
+    def __init__(self, surface: SurfaceLoss, regressor: SparseMatrix, weights: LossWeights) -> None:
         self.surface, self.regressor, self.weights = surface, regressor, weights
 
     def __call__(self, model: Pose2Mesh, batch: Batch) -> Terms:
@@ -142,7 +143,7 @@ class MeshTerms:
         if batch.vertices_m is None:
             raise ValueError("the mesh stage needs batches with vertices")
         joints, vertices = model(batch.keypoints_px, batch.confidence)
-        regressed = self.regressor @ vertices
+        regressed = self.regressor(vertices.transpose(0, 1)).transpose(0, 1)
         some = slice(0, max(1, round(len(batch) * self.weights.surface_share)))
         normal, edge = self.surface(vertices[some], batch.vertices_m[some], batch.mesh_valid[some])
         return {

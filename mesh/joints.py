@@ -185,7 +185,7 @@ def joint_set(name: str) -> JointSet:
     """Look a joint set up; an unknown name is answered with the nearest known one."""
     if name not in JOINT_SETS:
         near = difflib.get_close_matches(name, JOINT_SETS, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise InputError(f"unknown joint set {name!r}{hint} Known: {', '.join(JOINT_SETS)}")
     return JOINT_SETS[name]
 

@@ -56,7 +56,8 @@ def quaternion_to_axis_angle(quaternion: Tensor) -> Tensor:
     squared = vector.square().sum(-1, keepdim=True)
     small = squared < 1e-12
     sine = torch.where(small, torch.ones_like(squared), squared).sqrt()
-    return vector * torch.where(small, 2 / w, 2 * torch.atan2(sine, w) / sine)
+    safe_w = torch.where(small, w, torch.ones_like(w))  # w is 0 at half a turn
+    return vector * torch.where(small, 2 / safe_w, 2 * torch.atan2(sine, w) / sine)
 
 
 def matrix_to_rot6d(matrix: Tensor) -> Tensor:

@@ -67,18 +67,24 @@ class BodyModel(_PosedModel):
     def __init__(self, body: Body) -> None:
         super().__init__(body)
         dirs = torch.cat((torch.from_numpy(body.shape_dirs), torch.from_numpy(body.pose_dirs)), dim=-1)
-        self.register_buffer("template", torch.from_numpy(body.template), persistent=False)  # (V, 3)
-        self.register_buffer("blend_dirs", dirs.flatten(0, 1).T.contiguous(), persistent=False)  # (S + P, V 3)
-        self.register_buffer("skinning", torch.from_numpy(body.skinning), persistent=False)  # (V, J)
+        template = torch.from_numpy(body.template).T.flatten()
+        # Coordinate-major, so that everything below runs along the vertices.
+        self.register_buffer("template", template, persistent=False)  # (3 V,)
+        self.register_buffer(
+            "blend_dirs", dirs.permute(2, 1, 0).flatten(1).contiguous(), persistent=False
+        )  # (S + P, 3 V)
+        self.register_buffer("skinning", torch.from_numpy(body.skinning).T.contiguous(), persistent=False)  # (J, V)
 
     def forward(self, rotations: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
         """(B, J, 3, 3) local rotations, (B, S) -> vertices (B, V, 3), joints (B, J, 3)."""
         bones, joints = self.bone_transforms(rotations, shape)
         coefficients = self.blend_coefficients(rotations, shape)
-        unposed = torch.addmm(self.template.flatten(), coefficients, self.blend_dirs).unflatten(1, (-1, 3))
-        blended = torch.matmul(self.skinning, bones.flatten(2)).unflatten(2, (3, 4))  # (B, V, 3, 4)
-        rotated = (blended[..., :3] * unposed[..., None, :]).sum(-1)
-        return rotated + blended[..., 3], joints
+        unposed = torch.addmm(self.template, coefficients, self.blend_dirs).unflatten(1, (1, 3, -1))
+        blended = (bones.flatten(2).transpose(1, 2) @ self.skinning).unflatten(1, (3, 4))  # (B, 3, 4, V)
+        vertices = blended[:, :, 3]
+        for axis in range(3):
+            vertices = torch.addcmul(vertices, blended[:, :, axis], unposed[:, :, axis])
+        return vertices.transpose(1, 2), joints
 
 
 class JointModel(_PosedModel):

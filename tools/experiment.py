@@ -41,6 +41,7 @@ class ExperimentConfig:
     seed: int = 0
     body: str | None = None  # an SMPL file; none: the free body
     posenet_weights: str | None = None  # mesh stage: the lifter to start from
+    meshnet_weights: str | None = None  # mesh stage: a trained mesh network to go on from; none: a fresh one
     poses: PosesConfig = field(default_factory=PosesConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

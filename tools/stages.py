@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from scipy.sparse import csr_matrix
 from torch import nn
 
 from gcn.checkpoint import load_checkpoint, save_checkpoint
 from gcn.evaluation import lifter_errors, means, mesh_errors
+from gcn.layers.sparse import SparseMatrix
 from gcn.losses import SurfaceLoss
-from gcn.pose2mesh import MeshGraph, Pose2Mesh, build_graph, build_posenet, load_posenet, save_weights
+from gcn.pose2mesh import MeshGraph, Pose2Mesh, build_graph, build_posenet, load_pose2mesh, load_posenet, save_weights
 from gcn.posenet import PoseNet
 from gcn.trainer import Hooks, MeshTerms, StageConfig, TrainState, fit, make_state, posenet_terms, step_generator
 from mesh.body import Body
@@ -84,16 +86,19 @@ def train_meshnet(config: ExperimentConfig, path: Path, *, resume: bool, device:
             "the mesh stage starts from a trained lifter: add --set posenet_weights=RUN/weights.safetensors"
         )
     posenet, lifter_config = load_posenet(config.posenet_weights)
-    model_config = replace(lifter_config, meshnet=config.model.meshnet)
     body = experiment_body(config)
+    begun = None if config.meshnet_weights is None else load_pose2mesh(config.meshnet_weights, body)
+    model_config = replace(lifter_config, meshnet=begun.config.meshnet if begun else config.model.meshnet)
     stage = config.meshnet_training
     training = synthesiser(config, body, validation=False, device=device)
     held_out = validation_batches(config, body, device, with_vertices=True)
     torch.manual_seed(config.seed)
-    model = Pose2Mesh(model_config, mesh_graph(config, body)).to(device)
+    model = Pose2Mesh(model_config, begun.graph if begun else mesh_graph(config, body)).to(device)
     model.posenet.load_state_dict(posenet.state_dict())
+    if begun:
+        model.meshnet.load_state_dict(begun.meshnet.state_dict())
     model.posenet.requires_grad_(not stage.freeze_posenet)
-    regressor = torch.from_numpy(body.regressor(HUMAN36M17)).to(device)
+    regressor = SparseMatrix(csr_matrix(body.regressor(HUMAN36M17))).to(device)
     terms = MeshTerms(SurfaceLoss(body.faces).to(device), regressor, stage.loss)
 
     def validate(candidate: nn.Module) -> dict[str, float]:

@@ -3,47 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-
-class _SparseProduct(torch.autograd.Function):
-    """A @ x for a fixed sparse A, given with its transpose: the backward pass is one more product."""
-
-    @staticmethod
-    def forward(ctx: Any, matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
-        """(M, N) CSR, (N, M) CSR, (N, C) -> (M, C)."""
-        ctx.transposed = transposed
-        return matrix @ x
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:
-        """A^T @ gradient."""
-        return None, None, ctx.transposed @ grads[0].contiguous()
+Operator = Callable[[Tensor], Tensor]
 
 
-def sparse_product(matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
-    """Fixed sparse matrix times node-major features: (M, N), its transpose (N, M), (N, B, C) -> (M, B, C)."""
-    return _SparseProduct.apply(matrix, transposed, x.flatten(1)).unflatten(1, x.shape[1:])
-
-
-def chebyshev_basis(operator: Tensor, x: Tensor, order: int) -> list[Tensor]:
+def chebyshev_basis(operator: Operator, x: Tensor, order: int) -> list[Tensor]:
     """T_0(L) x, ..., T_{K-1}(L) x by the recurrence T_k = 2 L T_{k-1} - T_{k-2}.
 
-    `operator` (N, N) sparse, symmetric, spectrum in [-1, 1]; x (N, B, C) -> K tensors of that shape.
+    `operator` multiplies by the rescaled Laplacian (spectrum in [-1, 1]); x (N, B, C) -> K tensors of that shape.
     """
     terms = [x]
     if order > 1:
-        terms.append(_apply(operator, x))
+        terms.append(operator(x))
     for _ in range(2, order):
-        terms.append(2 * _apply(operator, terms[-1]) - terms[-2])
+        terms.append(2 * operator(terms[-1]) - terms[-2])
     return terms
-
-
-def _apply(operator: Tensor, x: Tensor) -> Tensor:
-    return sparse_product(operator, operator, x)  # a Laplacian is its own transpose
 
 
 class ChebConv(nn.Module):
@@ -52,7 +30,7 @@ class ChebConv(nn.Module):
     Node-major layout: samples and channels of a node lie side by side, so the sparse product and the matrix product
     both work in place of each other's output, without a permutation between them.
 
-    Shapes: operator (N, N) CSR, rescaled Laplacian; x (N, B, C_in) -> (N, B, C_out).
+    Shapes: operator, the rescaled Laplacian, (N, ...) -> (N, ...); x (N, B, C_in) -> (N, B, C_out).
     """
 
     def __init__(self, in_channels: int, out_channels: int, order: int = 3, *, bias: bool = True) -> None:
@@ -70,7 +48,7 @@ class ChebConv(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, operator: Tensor, x: Tensor) -> Tensor:
+    def forward(self, operator: Operator, x: Tensor) -> Tensor:
         """Widening layers filter first; narrowing ones multiply first and filter the fewer channels (Clenshaw)."""
         out_channels = self.weight.shape[-1]
         if x.shape[-1] <= out_channels or self.order < 2:
@@ -80,13 +58,13 @@ class ChebConv(nn.Module):
             out = self._clenshaw(operator, x)
         return out if self.bias is None else out + self.bias
 
-    def _clenshaw(self, operator: Tensor, x: Tensor) -> Tensor:
+    def _clenshaw(self, operator: Operator, x: Tensor) -> Tensor:
         """The same sum by Clenshaw's recurrence on x W_k: b_k = x W_k + 2 L b_{k+1} - b_{k+2}."""
         products = [x @ w for w in self.weight]
         ahead, current = torch.zeros_like(products[-1]), products[-1]
         for product in products[-2:0:-1]:
-            current, ahead = product + 2 * _apply(operator, current) - ahead, current
-        return products[0] + _apply(operator, current) - ahead
+            current, ahead = product + 2 * operator(current) - ahead, current
+        return products[0] + operator(current) - ahead
 
     def extra_repr(self) -> str:
         order, fan_in, fan_out = self.weight.shape

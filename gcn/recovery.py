@@ -1,0 +1,137 @@
+"""From named 2D joints to meshes: the one path that the command lines and the Python API share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from gcn.layers.sparse import SparseMatrix
+from gcn.pose2mesh import JOINTS, Pose2Mesh, load_pose2mesh
+from mesh.body import Body, load_body
+from mesh.camera import apply_weak_perspective, fit_weak_perspective
+from mesh.joints import COCO17, HUMAN36M17, Keypoints
+
+MIN_CONFIDENCE = 0.3  # below it a joint counts as not seen: the networks learned with nothing in between
+MIN_JOINTS = 5
+# The other labeling must fit the picture this much better: a detector is right far more often than not.
+EXCHANGE_FACTOR = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovered:
+    """N people, camera frame (x right, y down, z forward), relative to the Human3.6M pelvis.
+
+    `vertices` (N, V, 3) and `joints` (N, 17, 3; human36m17) in metres; `camera` (N, 3) scale in px/m and shift in px
+    of the weak-perspective camera; `exchanged` (N,) True where left and right of the 2D joints were exchanged;
+    `misfit` (N,) distance of the mesh's joints from the 2D joints in the picture, in person sizes;
+    `valid` (N,) False where too few joints were known: everything else of that person is then NaN.
+    """
+
+    vertices: np.ndarray
+    joints: np.ndarray
+    camera: np.ndarray
+    exchanged: np.ndarray
+    misfit: np.ndarray
+    valid: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.vertices)
+
+    def flags(self, person: int) -> list[str]:
+        """What a reader of the result should know about a person."""
+        if not self.valid[person]:
+            return ["too_few_joints"]
+        return ["left_right_exchanged"] if self.exchanged[person] else []
+
+    def vertices_px(self, person: int) -> np.ndarray:
+        """The mesh in the picture, (V, 3): x, y and depth in px."""
+        vertices, camera = torch.from_numpy(self.vertices[person]), torch.from_numpy(self.camera[person])
+        return apply_weak_perspective(vertices[None], camera[None])[0].numpy()
+
+
+class MeshRecovery:
+    """A trained Pose2Mesh with its body, ready to be used."""
+
+    def __init__(self, model: Pose2Mesh, body: Body, device: torch.device | str = "cpu") -> None:
+        self.model, self.body, self.device = model.eval().to(device), body, torch.device(device)
+        regressor = np.concatenate([body.regressor(HUMAN36M17), body.regressor(COCO17)])
+        self._regress = SparseMatrix(csr_matrix(regressor)).to(self.device)  # human36m17, then coco17
+
+    @classmethod
+    def from_pretrained(
+        cls, weights: str | Path | None = None, *, body: str | Path | None = None, device: torch.device | str = "cpu"
+    ) -> MeshRecovery:
+        """The weights that ship on the free body, or others on their body."""
+        loaded = load_body(body)
+        if weights is not None:
+            return cls(load_pose2mesh(weights, loaded), loaded, device)
+        with resources.as_file(resources.files("gcn") / "weights" / "pose2mesh.safetensors") as shipped:
+            return cls(load_pose2mesh(shipped, loaded), loaded, device)
+
+    def recover(self, keypoints: Keypoints, *, batch_size: int = 256, exchange: bool = True) -> Recovered:
+        """Meshes of all people, any joint set that has hips and shoulders.
+
+        Detectors now and then take left for right in the whole body. Unless `exchange` is False, both labelings are
+        recovered, and the other one is kept if its mesh fits the 2D joints clearly better (EXCHANGE_FACTOR).
+        """
+        coco = keypoints.to(JOINTS)
+        parts = []
+        for start in range(0, len(coco), batch_size):
+            some = coco.select(np.arange(start, min(start + batch_size, len(coco))))
+            detected = self._recover_batch(some)
+            if exchange:
+                other = self._recover_batch(some.mirrored_labels())
+                detected = _better(detected, other)
+            parts.append(detected)
+        if not parts:
+            return self._recover_batch(coco)
+        return Recovered(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Recovered)})
+
+    @torch.inference_mode()
+    def _recover_batch(self, keypoints: Keypoints) -> Recovered:
+        positions = torch.from_numpy(keypoints.positions_px).to(self.device, torch.float32)
+        confidence = torch.from_numpy(keypoints.confidence).to(self.device, torch.float32)
+        confidence = torch.where(confidence < MIN_CONFIDENCE, 0.0, confidence)
+        valid = (confidence[:, : len(COCO17)] > 0).sum(1) >= MIN_JOINTS
+        _, vertices = self.model(positions, confidence)
+        joints = self._regress(vertices.transpose(0, 1)).transpose(0, 1)
+        pelvis = joints[:, HUMAN36M17.root_idx, None]
+        vertices, joints = vertices - pelvis, joints - pelvis
+        seen, known = joints[:, len(HUMAN36M17) :], confidence[:, : len(COCO17)]
+        camera = fit_weak_perspective(seen, positions[:, : len(COCO17)], known)
+        placed = apply_weak_perspective(seen, camera)[..., :2]
+        distance = (placed - positions[:, : len(COCO17)]).norm(dim=-1)
+        misfit = (known * distance).sum(1) / known.sum(1).clamp_min(1e-6) / _size_px(placed)
+        valid &= camera[:, 0] > 0
+        missing = ~valid
+        return Recovered(
+            vertices=vertices.masked_fill(missing[:, None, None], torch.nan).cpu().numpy(),
+            joints=joints[:, : len(HUMAN36M17)].masked_fill(missing[:, None, None], torch.nan).cpu().numpy(),
+            camera=camera.masked_fill(missing[:, None], torch.nan).cpu().numpy(),
+            exchanged=np.zeros(len(keypoints), bool),
+            misfit=misfit.masked_fill(missing, torch.nan).cpu().numpy(),
+            valid=valid.cpu().numpy(),
+        )
+
+
+def _size_px(points: Tensor) -> Tensor:
+    """Root of the area of the bounding box, (B, J, 2) -> (B,)."""
+    extent = points.amax(1) - points.amin(1)
+    return extent.prod(-1).clamp_min(1e-6).sqrt()
+
+
+def _better(detected: Recovered, other: Recovered) -> Recovered:
+    """Person by person the labeling as detected, unless the other one fits clearly better."""
+    take = other.misfit < EXCHANGE_FACTOR * detected.misfit  # False for NaN
+
+    def choose(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.where(take.reshape(-1, *[1] * (a.ndim - 1)), b, a)
+
+    chosen = {f.name: choose(getattr(detected, f.name), getattr(other, f.name)) for f in fields(Recovered)}
+    return Recovered(**{**chosen, "exchanged": take})

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from torch_geometric.nn import ChebConv as PygChebConv
+
+from gcn.graph import adjacency_from_edges, largest_eigenvalue, normalised_laplacian, rescale_laplacian
+from gcn.layers.chebyshev import ChebConv, chebyshev_basis
+from gcn.layers.sparse import SparseMatrix
+
+EDGES = np.random.default_rng(0).integers(0, 40, (120, 2))
+ADJACENCY = adjacency_from_edges(np.concatenate([EDGES, [[i, i + 1] for i in range(39)]]), 40)
+LAPLACIAN = normalised_laplacian(ADJACENCY)
+
+
+@pytest.fixture(scope="module")
+def operator() -> SparseMatrix:
+    return SparseMatrix(rescale_laplacian(LAPLACIAN))
+
+
+def test_the_basis_matches_the_spectral_definition(operator: SparseMatrix, generator: torch.Generator) -> None:
+    dense = torch.from_numpy(rescale_laplacian(LAPLACIAN).toarray())  # T_k(cos t) = cos(k t): shares no recursion
+    x = torch.randn(40, 2, 3, generator=generator)
+    values, vectors = torch.linalg.eigh(dense)
+    theta = values.clamp(-1, 1).acos()
+    for k, term in enumerate(chebyshev_basis(operator, x, order=5)):
+        expected = vectors @ ((k * theta).cos()[:, None] * (vectors.T @ x.flatten(1).double()))
+        torch.testing.assert_close(term.flatten(1).double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+@pytest.mark.parametrize("channels", [(8, 16), (16, 8), (5, 3)])
+def test_the_layer_equals_torch_geometric(operator: SparseMatrix, order: int, channels: tuple[int, int]) -> None:
+    ours, theirs = ChebConv(*channels, order), PygChebConv(*channels, order)
+    with torch.no_grad():
+        ours.bias.normal_()
+        theirs.bias.copy_(ours.bias)
+        for weight, lin in zip(ours.weight, theirs.lins):
+            lin.weight.copy_(weight.T)
+    x = torch.randn(3, 40, channels[0])
+    coo = ADJACENCY.tocoo()
+    index = torch.tensor(np.stack([coo.row, coo.col]), dtype=torch.long)
+    expected = theirs(x, index, lambda_max=torch.tensor(largest_eigenvalue(LAPLACIAN)))
+    found = ours(operator, x.transpose(0, 1).contiguous()).transpose(0, 1)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [(3, 4), (4, 2)])
+def test_gradients_equal_those_of_dense_products(operator: SparseMatrix, channels: tuple[int, int]) -> None:
+    layer = ChebConv(*channels, 4)
+    dense = torch.from_numpy(rescale_laplacian(LAPLACIAN).toarray()).float()
+    x = torch.randn(40, 2, channels[0], requires_grad=True)
+    grads = []
+    for apply in (operator, lambda v: torch.einsum("nm,mbc->nbc", dense, v)):
+        grads.append(torch.autograd.grad(layer(apply, x).square().sum(), [x, layer.weight, layer.bias]))
+    for ours, expected in zip(*grads):
+        torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_a_rectangular_matrix_and_its_gradient(generator: torch.Generator) -> None:
+    dense = (np.arange(15).reshape(5, 3) % 4).astype(np.float32)
+    module = SparseMatrix(sparse.csr_matrix(dense))
+    x = torch.randn(3, 2, 4, generator=generator, requires_grad=True)
+    out = module(x)
+    torch.testing.assert_close(out, torch.einsum("mn,nbc->mbc", torch.from_numpy(dense), x))
+    (gradient,) = torch.autograd.grad(out.square().sum(), x)
+    expected = torch.einsum("mn,mbc->nbc", torch.from_numpy(dense), 2 * out)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_a_sparse_module_can_be_copied_and_saves_nothing(operator: SparseMatrix) -> None:
+    import copy
+
+    x = torch.randn(40, 1, 2)
+    torch.testing.assert_close(copy.deepcopy(operator)(x), operator(x), rtol=0, atol=0)
+    assert operator.state_dict() == {}

@@ -1,0 +1,209 @@
+"""PoseNet, MeshNet and the file that holds both, on a small closed mesh."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from torch.nn.functional import interpolate
+
+from gcn.coarsening import Hierarchy, coarsen
+from gcn.features import pose_features
+from gcn.graph import joint_adjacency, normalised_laplacian, rescale_laplacian
+from gcn.meshnet import PLANS, MeshNet, MeshNetConfig, resize_channels
+from gcn.pose2mesh import MeshGraph, ModelConfig, Pose2Mesh, build_graph, build_posenet, load_pose2mesh, load_posenet
+from gcn.pose2mesh import save_weights as save
+from gcn.posenet import PoseNet, PoseNetConfig
+from gcn.upsampling import fit_upsampling, pool_clusters
+from mesh.body import Body, load_body
+from mesh.errors import InputError
+from mesh.joints import COCO19
+
+SMALL = ModelConfig(posenet=PoseNetConfig(width=32, blocks=1))
+
+
+@pytest.fixture(scope="module")
+def body() -> Body:
+    return load_body()
+
+
+@pytest.fixture(scope="module")
+def posed(body: Body) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    linear = np.eye(3) + 0.2 * rng.normal(size=(24, 3, 3))
+    linear[0] = np.eye(3)
+    return body.template @ linear
+
+
+@pytest.fixture(scope="module")
+def graph(body: Body, posed: np.ndarray) -> MeshGraph:
+    return build_graph(SMALL.meshnet, body, posed)
+
+
+@pytest.fixture
+def model(graph: MeshGraph) -> Pose2Mesh:
+    torch.manual_seed(0)
+    return Pose2Mesh(SMALL, graph).eval()
+
+
+@pytest.fixture
+def people(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    return 100 * torch.randn(3, 19, 2, generator=generator), torch.ones(3, 19)
+
+
+def test_the_original_lifter_has_the_published_number_of_parameters() -> None:
+    original = PoseNet(COCO19, 2, width=4096, blocks=2, dropout=0.5, norm="batch")
+    # 67 559 481 are published; 8 192 of them are a batch norm that the forward pass never uses.
+    assert sum(p.numel() for p in original.parameters()) == 67_559_481 - 8_192
+
+
+def test_the_full_mesh_network_has_the_size_of_the_original(body: Body) -> None:
+    hierarchy = coarsen(body.edges, body.num_vertices, 7)
+    full = MeshNet(COCO19, 5, hierarchy, None, plan=PLANS["full"], linear_skip=False)
+    to_mesh = sum(p.numel() for p in full.to_mesh.parameters())
+    # The published 9 571 395 include a dense step to 96 padded nodes; ours reaches the 81 that carry anything.
+    assert sum(p.numel() for p in full.parameters()) - to_mesh == 9_571_395 - (19 * 64 + 1) * 96 * 64
+
+
+def test_every_parameter_of_both_networks_receives_a_gradient(graph: MeshGraph, people) -> None:
+    model = Pose2Mesh(SMALL, graph).train()
+    joints, vertices = model(*people)
+    (joints.square().sum() + (vertices**3).sum()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    dead = [name for name in without if not name.endswith("convolutions.0.bias")]  # cancelled by the batch norm
+    assert not [n for n in dead if not n.endswith(("convolutions.1.bias", "convolutions.2.bias"))], dead
+
+
+def test_the_mesh_loss_does_not_reach_the_lifter(graph: MeshGraph, people) -> None:
+    model = Pose2Mesh(SMALL, graph).train()
+    _, vertices = model(*people)
+    vertices.sum().backward()
+    assert all(p.grad is None for p in model.posenet.parameters())
+
+
+def test_the_lifted_root_is_exactly_zero(model: Pose2Mesh, people) -> None:
+    joints, vertices = model(*people)
+    assert joints.shape == (3, 19, 3) and vertices.shape == (3, 6890, 3)
+    assert (joints[:, COCO19.root_idx] == 0).all()
+
+
+def test_a_person_does_not_depend_on_the_others_in_the_batch(model: Pose2Mesh, people) -> None:
+    with torch.inference_mode():
+        together = model(*people)[1]
+        alone = torch.cat([model(people[0][i : i + 1], people[1][i : i + 1])[1] for i in range(3)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_the_global_random_state_decides_the_initial_weights_only(graph: MeshGraph, people) -> None:
+    torch.manual_seed(3)
+    first = Pose2Mesh(SMALL, graph)
+    torch.manual_seed(3)
+    second = Pose2Mesh(SMALL, graph)
+    torch.testing.assert_close(first.eval()(*people)[1], second.eval()(*people)[1], rtol=0, atol=0)
+
+
+def literal_full_network(net: MeshNet, hierarchy: Hierarchy, features: torch.Tensor) -> torch.Tensor:
+    """The published computation on dense matrices, sample-major, in float64: (B, J, C) -> (B, V, 3)."""
+
+    def dense(laplacian) -> torch.Tensor:
+        return torch.from_numpy(rescale_laplacian(laplacian).toarray())
+
+    def block(module, operator, x, last=False):
+        start = x
+        for i, conv in enumerate(module.convolutions):
+            terms = [x, operator @ x, 2 * operator @ (operator @ x) - x]
+            x = sum(t @ w.double() for t, w in zip(terms, conv.weight)) + conv.bias.double()
+            if not (last and i == len(module.convolutions) - 1):
+                norm = module.norms[i]
+                x = (x - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
+                x = x.clamp_min(0)
+        return x + interpolate(start, size=x.shape[-1], mode="linear") if module.residual else x
+
+    x = block(net.joint_block, dense(normalised_laplacian(joint_adjacency(COCO19))), features.double())
+    x = x.flatten(1) @ net.to_mesh.weight.double().T + net.to_mesh.bias.double()
+    x = x.unflatten(1, (net.coarsest_size, -1))
+    level = net.plan[0][0]
+    for i, ((wanted, _), module) in enumerate(zip(net.plan, net.blocks)):
+        while level > wanted:
+            level -= 1
+            x = x[:, torch.from_numpy(hierarchy.parents[level])]
+        x = block(module, dense(normalised_laplacian(hierarchy.adjacencies[level])), x, i == len(net.plan) - 1)
+    return x
+
+
+def test_the_network_computes_what_was_published(generator: torch.Generator) -> None:
+    sphere = trimesh.creation.icosphere(subdivisions=2)
+    edges = np.asarray(sphere.edges_unique)
+    hierarchy = coarsen(edges, len(sphere.vertices), 3)
+    plan = ((3, (8, 16, 16)), (2, (16, 16, 16)), (1, (16, 8, 8)), (0, (8, 8, 8)), (0, (8, 4, 3)))
+    net = MeshNet(COCO19, 5, hierarchy, None, plan=plan, linear_skip=False)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.running_mean.normal_(generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    features = torch.randn(2, 19, 5, generator=generator)
+    with torch.no_grad():
+        found = net.eval()(features[..., :2], features[..., 2:])
+        expected = literal_full_network(net, hierarchy, features)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_channels_are_resampled_as_the_original_does() -> None:
+    x = torch.tensor([[[0.0, 1.0]]])
+    torch.testing.assert_close(resize_channels(x, 4), torch.tensor([[[0.0, 0.25, 0.75, 1.0]]]))
+
+
+def test_upsampling_rebuilds_posed_bodies_from_cluster_means(body: Body, posed: np.ndarray) -> None:
+    hierarchy = coarsen(body.edges, body.num_vertices, 5)
+    upsampling = fit_upsampling(posed.astype(float), hierarchy, 5, num_terms=12)
+    np.testing.assert_allclose(upsampling.weights.sum(1), 1, atol=1e-5)
+    unseen = body.template @ (np.eye(3) + 0.2 * np.random.default_rng(9).normal(size=(3, 3))) + (1, 2, 3)
+    nodes = pool_clusters(unseen[None], hierarchy.clusters(5))[0]
+    rebuilt = upsampling.matrix(hierarchy.sizes[5]) @ nodes
+    assert np.linalg.norm(rebuilt - unseen, axis=1).mean() < 0.002
+
+
+def test_weights_written_and_read_give_the_same_meshes(tmp_path: Path, body: Body, model: Pose2Mesh, people) -> None:
+    in_half = {k: v.half().float() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    model.load_state_dict(in_half)
+    save(tmp_path / "w.safetensors", model, SMALL, {"note": "x"})
+    read = load_pose2mesh(tmp_path / "w.safetensors", body)
+    with torch.inference_mode():
+        torch.testing.assert_close(read(*people)[1], model(*people)[1], rtol=0, atol=0)
+    posenet, config = load_posenet(tmp_path / "w.safetensors")
+    assert config == SMALL
+    features = pose_features(*people)
+    torch.testing.assert_close(posenet(features), model.posenet(features), rtol=0, atol=0)
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_weights_of_another_mesh_are_refused(tmp_path: Path, body: Body, model: Pose2Mesh) -> None:
+    save(tmp_path / "w.safetensors", model, SMALL, {})
+    other = replace(body, faces=body.faces[:-60])
+    with pytest.raises(InputError, match=r"another mesh"):
+        load_pose2mesh(tmp_path / "w.safetensors", other)
+
+
+def test_a_lifter_file_is_refused_as_a_mesh_network(tmp_path: Path, body: Body) -> None:
+    save(tmp_path / "lifter.safetensors", build_posenet(SMALL), SMALL, {})
+    with pytest.raises(InputError, match="a lifter only"):
+        load_pose2mesh(tmp_path / "lifter.safetensors", body)
+
+
+def test_unreadable_weights_are_refused_in_one_line(tmp_path: Path, body: Body) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"\x80\x04nonsense")
+    for name, message in (("bad.safetensors", "not a readable safetensors"), ("none.safetensors", "no weights file")):
+        with pytest.raises(InputError, match=message):
+            load_pose2mesh(tmp_path / name, body)
+
+
+def test_the_legacy_switch_changes_the_graph_filter(graph: MeshGraph, people) -> None:
+    torch.manual_seed(0)
+    legacy = Pose2Mesh(replace(SMALL, meshnet=MeshNetConfig(rescaling="legacy")), graph).eval()
+    torch.manual_seed(0)
+    modern = Pose2Mesh(SMALL, graph).eval()
+    assert (legacy(*people)[1] - modern(*people)[1]).abs().max() > 1e-4

@@ -1,0 +1,33 @@
+"""`meshrecovery COMMAND ...`: the same scripts as one installed command."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from tools import command
+
+COMMANDS = {
+    "recover": "meshes from photos or 2D keypoints",
+    "train-posenet": "train the lifter",
+    "train-meshnet": "train the mesh network",
+    "evaluate": "measure trained weights",
+    "fetch-detector": "get the 2D detector's files",
+    "convert-body": "make a clean .npz of an SMPL model",
+    "fit-pose-prior": "fit the pose prior to a pose file",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hand over to the command's script."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help") or words[0] not in COMMANDS:
+        wanted = bool(words) and words[0] in ("-h", "--help")
+        lines = [f"  {name:16}{text}" for name, text in COMMANDS.items()]
+        usage = "\n".join(["usage: meshrecovery COMMAND ...   (COMMAND --help explains each)", *lines])
+        print(usage, file=sys.stdout if wanted else sys.stderr)
+        return 0 if wanted else 2
+    module = importlib.import_module(f"tools.{words[0].replace('-', '_')}")
+    sys.argv[0] = f"meshrecovery {words[0]}"
+    return command.run(module.main, words[1:])

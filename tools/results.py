@@ -1,0 +1,151 @@
+"""What a recovery leaves on disk: meshes, arrays, pictures, a summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gcn.recovery import Recovered
+from mesh.errors import InputError
+from mesh.files import MESH_WRITERS, replacing, write_npz
+from mesh.joints import HUMAN36M17, Keypoints
+from mesh.render import draw_keypoints, draw_overlay, draw_side_view, side_by_side, write_png
+
+FORMATS = (*MESH_WRITERS, "npz")
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """'obj,npz' -> ('obj', 'npz'); refuses what cannot be written."""
+    formats = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise InputError(f"--format {text!r}: expected a comma-separated choice of {', '.join(FORMATS)}")
+    return formats
+
+
+@dataclass
+class Results:
+    """Writes into one folder and keeps account."""
+
+    folder: Path
+    faces: np.ndarray
+    formats: tuple[str, ...]
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+    _names: set[str] = field(default_factory=set)
+
+    def prepare(self) -> None:
+        """Make the folder and prove that it can be written to, before any work is done."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise InputError(f"cannot make the output folder {self.folder}: {exc.strerror}") from exc
+        self.write_summary()
+
+    def unique(self, name: str) -> str:
+        """The name, or name-2, name-3 ... where an earlier input of this call has it."""
+        candidate, count = name, 1
+        while candidate in self._names:
+            count += 1
+            candidate = f"{name}-{count}"
+        self._names.add(candidate)
+        return candidate
+
+    def fail(self, source: str, reason: str) -> None:
+        """Note an input that gave nothing."""
+        self.failed.append({"input": source, "reason": reason})
+
+    def write_people(self, source: str, name: str, keypoints: Keypoints, people: Recovered) -> None:
+        """One file per person and format; a person with too few joints is noted and left out."""
+        written = []
+        for k in range(len(people)):
+            files = []
+            if people.valid[k]:
+                files = self._write_meshes(f"{name}_{k}", people.vertices[k])
+                if "npz" in self.formats:
+                    write_npz(
+                        self.folder / f"{name}_{k}.npz",
+                        **_arrays(keypoints, people, k),
+                        flags=np.array(people.flags(k), dtype=str),
+                    )
+                    files.append(f"{name}_{k}.npz")
+            row = {"person": k, "files": files, "flags": people.flags(k)}
+            if people.valid[k]:
+                scale, x, y = (round(float(v), 3) for v in people.camera[k])
+                row |= {"camera": {"px_per_m": scale, "shift_px": [x, y]}, "misfit": round(float(people.misfit[k]), 4)}
+            written.append(row)
+        self.entries.append({"input": source, "people": written})
+        if not people.valid.any():
+            self.fail(source, "no person with enough visible joints")
+
+    def write_array(self, source: str, name: str, keypoints: Keypoints, people: Recovered) -> None:
+        """All poses of an array file stacked in one `.npz`; `obj` and the like add a mesh per pose."""
+        meshes = [form for form in self.formats if form != "npz"]
+        if "npz" in self.formats:
+            flags = np.array([",".join(people.flags(k)) for k in range(len(people))])
+            write_npz(self.folder / f"{name}.npz", **_arrays(keypoints, people, slice(None)), flags=flags)
+        for k in np.flatnonzero(people.valid) if meshes else ():
+            self._write_meshes(f"{name}_{k}", people.vertices[k])
+        self.entries.append(
+            {
+                "input": source,
+                "poses": len(people),
+                "recovered": int(people.valid.sum()),
+                "left_right_exchanged": int(people.exchanged.sum()),
+            }
+        )
+        if not people.valid.any():
+            self.fail(source, "no pose with enough known joints")
+
+    def _write_meshes(self, name: str, vertices: np.ndarray) -> list[str]:
+        files = [f"{name}.{form}" for form in self.formats if form in MESH_WRITERS]
+        for file in files:
+            MESH_WRITERS[file.rpartition(".")[2]](self.folder / file, vertices, self.faces)
+        return files
+
+    def write_overlay(self, name: str, image: np.ndarray, keypoints: Keypoints, people: Recovered) -> Path:
+        """The picture with joints, with meshes, and the meshes from the side, next to each other."""
+        shown = np.flatnonzero(people.valid)
+        meshes = placed_in_picture(people, shown)
+        path = self.folder / f"{name}_overlay.png"
+        panels = [draw_keypoints(image, keypoints), draw_overlay(image, meshes, self.faces)]
+        side = draw_side_view([people.vertices[k] for k in shown], self.faces, (image.shape[1], image.shape[0]))
+        write_png(path, side_by_side([*panels, side]))
+        return path
+
+    def write_summary(self) -> None:
+        """`summary.json`: every input, its people and files, and what failed."""
+        text = json.dumps({"inputs": self.entries, "failed": self.failed}, indent=1)
+        with replacing(self.folder / "summary.json") as file:
+            file.write(text.encode())
+
+
+def placed_in_picture(people: Recovered, shown: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+    """Meshes in pixels with depths that compare: a larger scale means nearer, as under one perspective camera."""
+    if not len(shown):
+        return []
+    scales = people.camera[shown, 0]
+    meshes = []
+    for person, scale in zip(shown, scales):
+        vertices = people.vertices_px(int(person))
+        vertices[:, 2] += scales.mean() / scale * 1000.0
+        meshes.append(vertices)
+    return meshes
+
+
+def _arrays(keypoints: Keypoints, people: Recovered, which: int | slice) -> dict[str, np.ndarray]:
+    """The contents of a result file, for one person or stacked for all."""
+    return {
+        "vertices": people.vertices[which],
+        "joints3d": people.joints[which],
+        "joint_names": np.array(HUMAN36M17.names),
+        "camera": people.camera[which],
+        "keypoints2d": keypoints.positions_px[which],
+        "keypoint_names": np.array(keypoints.joint_set.names),
+        "confidence": keypoints.confidence[which],
+    }
