@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from data.keypoints_json import ImagePeople, read_json
+from mesh.archives import read_arrays
 from mesh.errors import InputError
 from mesh.joints import JOINT_SETS, JointSet, Keypoints, joint_set_by_count
 
 _NPY_MAGIC, _ZIP_MAGIC = b"\x93NUMPY", b"PK"
-# What numpy raises for damaged files: its header parser adds the last two, encrypted or odd archives RuntimeError.
-_UNREADABLE = (
-    *(ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile, zlib.error, RuntimeError),
-    *(tokenize.TokenError, SyntaxError),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +54,10 @@ def read_keypoints(path: str | Path, *, joint_set: JointSet | None = None) -> Ke
         raise InputError(f"no keypoint file {path}")
     try:
         if path.is_file() and _starts_with(path, _NPY_MAGIC, _ZIP_MAGIC):
-            return _from_arrays(_load_arrays(path), joint_set)
+            return _from_arrays(read_arrays(path, "keypoints (N, J, 2 or 3)"), joint_set)
         return _from_json(path, joint_set)
     except InputError as exc:
-        raise InputError(f"{path}: {exc}") from exc
+        raise InputError(f"{path}: {str(exc).removeprefix(f'{path}: ')}") from exc
 
 
 def _starts_with(path: Path, *beginnings: bytes) -> bool:
@@ -107,26 +100,11 @@ def _keypoints(
     return Keypoints(positions_px=positions, confidence=np.clip(confidence, 0, 1), joint_set=joints, image_size=size)
 
 
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .npz that matter here, or that of a .npy; objects, which are pickles, are never read."""
-    wanted = ("keypoints", "confidence", "names", "image_size")
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return {"keypoints": loaded}
-            present = loaded.files
-            arrays = {key: loaded[key] for key in wanted if key in present}
-    except _UNREADABLE as exc:
-        reason = " ".join(str(exc).split())
-        raise InputError(f"not a whole .npy or .npz file without pickled objects: {reason}") from exc
-    if "keypoints" not in arrays:
-        raise InputError(f"needs an array `keypoints` (N, J, 2 or 3); it has {', '.join(present) or 'nothing'}")
-    return arrays
-
-
 def _from_arrays(arrays: dict[str, np.ndarray], joint_set: JointSet | None) -> KeypointFile:
-    poses = _numbers(arrays["keypoints"], "keypoints")
+    found = arrays.get("keypoints", arrays.get(""))
+    if found is None:
+        raise InputError(f"needs an array `keypoints` (N, J, 2 or 3); it has {', '.join(arrays) or 'nothing'}")
+    poses = _numbers(found, "keypoints")
     if poses.ndim != 3 or poses.shape[2] not in (2, 3):
         raise InputError(f"keypoints must have shape (N, J, 2 or 3), got {poses.shape}")
     if not len(poses):

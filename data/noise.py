@@ -18,16 +18,17 @@ COCO_SIGMAS = (
 _HIPS = COCO17.indices(("left_hip", "right_hip"))
 _SHOULDERS = COCO17.indices(("left_shoulder", "right_shoulder"))
 _FAR_FACE = (COCO17.indices(("left_eye", "left_ear")), COCO17.indices(("right_eye", "right_ear")))
-_LIMBS = tuple(
-    COCO17.indices(chain)
-    for side in ("left", "right")
-    for chain in (
-        (f"{side}_ankle",),
-        (f"{side}_knee", f"{side}_ankle"),
-        (f"{side}_wrist",),
-        (f"{side}_elbow", f"{side}_wrist"),
-    )
-) + (
+_LIMBS = (
+    *(
+        COCO17.indices(chain)
+        for side in ("left", "right")
+        for chain in (
+            (f"{side}_ankle",),
+            (f"{side}_knee", f"{side}_ankle"),
+            (f"{side}_wrist",),
+            (f"{side}_elbow", f"{side}_wrist"),
+        )
+    ),
     COCO17.indices(("left_ankle", "right_ankle")),
     COCO17.indices(("left_knee", "right_knee", "left_ankle", "right_ankle")),
     COCO17.indices(("nose", "left_eye", "right_eye", "left_ear", "right_ear")),

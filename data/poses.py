@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from mesh.archives import read_arrays
 from mesh.errors import InputError
 from mesh.joints import SMPL24
 
@@ -39,13 +39,7 @@ def read_poses(
     `except_subjects` leaves those out, `max_level` keeps the coarser covers of the pose space.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no pose file {path}: expected an .npz with 'poses' (N, 24, 4) quaternions wxyz")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            columns = {key: archive[key] for key in ("poses", "subject", "level") if key in archive.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as exc:
-        raise InputError(f"{path} is not a readable pose archive: {exc}") from exc
+    columns = read_arrays(path, "poses of SMPL joints")
     poses = columns.get("poses")
     if poses is None or poses.ndim != 3 or poses.shape[1:] not in ((len(SMPL24), 4), (len(SMPL24), 3)):
         came = "no 'poses'" if poses is None else f"'poses' of shape {poses.shape}"

@@ -6,7 +6,6 @@ It holds means and covariances of many poses each, never a pose.
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
 from data.synthesis import mirror_pose
+from mesh.archives import read_arrays
 from mesh.errors import InputError
 from mesh.joints import SMPL24
 from mesh.rotation import axis_angle_to_quaternion, quaternion_multiply, quaternion_to_axis_angle
@@ -122,11 +122,10 @@ def load_pose_prior(path: str | Path | None = None) -> PosePrior:
     if path is None:
         with resources.as_file(resources.files("data") / "assets" / "pose_prior.npz") as shipped:
             return load_pose_prior(shipped)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in (*_STORED, "provenance")}
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, AttributeError) as exc:
-        raise InputError(f"{path} is not a readable pose prior (made by tools/fit_pose_prior.py): {exc}") from exc
+    arrays = read_arrays(Path(path), "a pose prior made by tools/fit_pose_prior.py")
+    missing = [key for key in (*_STORED, "provenance") if key not in arrays]
+    if missing:
+        raise InputError(f"{path} is not a pose prior: it lacks {', '.join(missing)}; see tools/fit_pose_prior.py")
     provenance = str(arrays.pop("provenance"))
     tensors = {key: torch.from_numpy(array.astype(_in_memory(array.dtype))) for key, array in arrays.items()}
     prior = PosePrior(**tensors, provenance=provenance)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mesh.archives import read_arrays
 from mesh.errors import InputError
 from mesh.joints import JointSet, joint_set
 
@@ -67,23 +67,13 @@ def load_body(path: str | Path | None = None) -> Body:
     """The free body that ships, or an SMPL file: `.npz`, or the original `.pkl` read without executing anything."""
     if path is None:
         with resources.as_file(resources.files("mesh") / "assets" / "free_body.npz") as shipped:
-            return _body_from_arrays(_read_npz(shipped), name="free body")
+            return load_body(shipped)
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no body file {path}: expected an SMPL model as .npz or .pkl")
     if path.suffix == ".pkl":
         from mesh.pickles import read_smpl_pickle
 
         return _body_from_arrays(read_smpl_pickle(path), name=path.name)
-    return _body_from_arrays(_read_npz(path), name=path.name)
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, AttributeError) as exc:
-        raise InputError(f"{path} is not a readable body archive (.npz without pickled objects): {exc}") from exc
+    return _body_from_arrays(read_arrays(path, "an SMPL model as .npz or .pkl"), name=path.name)
 
 
 def _body_from_arrays(arrays: Mapping[str, np.ndarray], *, name: str) -> Body:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ MIN_CONFIDENCE = 0.3
 PAPER_TOP, PAPER_BOTTOM = (250, 250, 252), (222, 226, 232)
 
 _SUPERSAMPLING = 2
+_MAX_SUPERSAMPLED_PIXELS = 1 << 23  # about a 4K frame; beyond it smooth edges cost seconds and are hardly seen
 _BAND_SAMPLES = 1 << 20  # bounds the memory: a picture is drawn in bands of rows
 _GAMMA = 2.2
 _SIDE_VIEW_FILL = 0.88
@@ -44,7 +46,8 @@ def draw_overlay(
     """The picture (H, W, 3) uint8 with every person's mesh over it, the nearer in front.
 
     `people`: (V, 3) each, x right and y down in pixels and depth in the same unit, comparable between people.
-    `alpha` is the opacity of a mesh, `colours` one RGB in 0..255 per person, else `PALETTE` in turn.
+    `alpha` is the opacity of a mesh, `colours` one RGB in 0..255 per person, else `PALETTE` in turn. Silhouettes are
+    smooth unless the people extend over more than 8 megapixels.
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha, the opacity of the meshes, must lie in [0, 1], got {alpha}")
@@ -55,10 +58,11 @@ def draw_overlay(
     left, top, right, bottom = scene.bounds(image.shape[1], image.shape[0])
     if left >= right:
         return canvas
-    rows = max(1, _BAND_SAMPLES // (_SUPERSAMPLING**2 * (right - left)))
+    factor = _SUPERSAMPLING if (right - left) * (bottom - top) <= _MAX_SUPERSAMPLED_PIXELS else 1
+    rows = max(1, _BAND_SAMPLES // (factor**2 * (right - left)))
     for first in range(top, bottom, rows):
         last = min(first + rows, bottom)
-        shade, coverage = scene.draw((left, first, right, last))
+        shade, coverage = scene.draw((left, first, right, last), factor)
         band = canvas[first:last, left:right]
         canvas[first:last, left:right] = np.rint(alpha * shade + (1 - alpha * coverage) * band)
     return canvas
@@ -89,11 +93,14 @@ class _Scene:
         high = np.clip(np.ceil(self.vertices[:, :2].max(0)), 0, size).astype(int)
         return (*low, *high)
 
-    def draw(self, box: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Colour times coverage (h, w, 3) in 0..255, and coverage (h, w, 1) in 0..1, of a box of the picture."""
+    def draw(self, box: tuple[int, int, int, int], factor: int) -> tuple[np.ndarray, np.ndarray]:
+        """Colour times coverage (h, w, 3) in 0..255, and coverage (h, w, 1) in 0..1, of a box of the picture.
+
+        Both are means over `factor` x `factor` samples per pixel.
+        """
         left, top, right, bottom = box
-        size = (_SUPERSAMPLING * (right - left), _SUPERSAMPLING * (bottom - top))
-        samples = rasterise((self.vertices - (left, top, 0)) * _SUPERSAMPLING, self.faces, size)
+        size = (factor * (right - left), factor * (bottom - top))
+        samples = rasterise((self.vertices - (left, top, 0)) * factor, self.faces, size)
         covered = samples.face_idx >= 0
         corners = self.colour_idx[samples.face_idx[covered]]
         weights = samples.barycentric[covered]
@@ -101,8 +108,8 @@ class _Scene:
         layer[covered, :3] = np.einsum("nk,nkc->nc", weights, self.colours[corners])
         layer[covered, 3] = 1
         mean = np.zeros((bottom - top, right - left, 4), np.float32)
-        for i, j in itertools.product(range(_SUPERSAMPLING), repeat=2):
-            mean += layer[i::_SUPERSAMPLING, j::_SUPERSAMPLING] / _SUPERSAMPLING**2
+        for i, j in itertools.product(range(factor), repeat=2):
+            mean += layer[i::factor, j::factor] / factor**2
         return mean[..., :3], mean[..., 3:]
 
 
@@ -247,5 +254,6 @@ def write_png(path: Path, image: np.ndarray) -> None:
         Image.fromarray(image).save(partial, format="PNG")
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise InputError(f"cannot write the picture {path}: {error.strerror or error}") from error

@@ -12,6 +12,7 @@ import numpy as np
 from mesh.body import Body, load_body
 from mesh.errors import InputError
 from mesh.joints import COCO17, COCO19, HUMAN36M17
+from tools import command
 
 DESCRIPTION = """\
 Read an SMPL model (the original .pkl without executing anything in it, or an .npz) and write a clean compressed .npz:
@@ -27,19 +28,16 @@ example:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Read, check, write."""
     args = _parser().parse_args(argv)
-    try:
-        _check_target(args.output, force=args.force)
-        body = load_body(args.input)
-        regressors = {
-            "coco17": _regressor(args.coco_regressor, body, (len(COCO17), len(COCO19))),
-            "human36m17": _regressor(args.human36m_regressor, body, (len(HUMAN36M17),)),
-        }
-        arrays = _npz_arrays(body, {name: given for name, given in regressors.items() if given is not None})
-        _write(args.output, arrays)
-    except InputError as exc:
-        print(f"convert_body: {exc}", file=sys.stderr)
-        return 2
+    _check_target(args.output, force=args.force)
+    body = load_body(args.input)
+    regressors = {
+        "coco17": _regressor(args.coco_regressor, body, (len(COCO17), len(COCO19))),
+        "human36m17": _regressor(args.human36m_regressor, body, (len(HUMAN36M17),)),
+    }
+    arrays = _npz_arrays(body, {name: given for name, given in regressors.items() if given is not None})
+    _write(args.output, arrays)
     shape = f"{body.num_vertices} vertices, {len(body.faces)} faces, {len(body.parents)} joints"
     lacking = [key for key in ("J_regressor_coco", "J_regressor_h36m") if key not in arrays]
     print(f"wrote {args.output}: {shape}" + (f"; without {' and '.join(lacking)}, see --help" if lacking else ""))
@@ -48,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="convert_body",
         description=DESCRIPTION,
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -123,4 +120,4 @@ def _write(output: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.detector_files import MEDIAPIPE_VERSION, fetch_detector
-from mesh.errors import InputError
+from tools import command
 
 DESCRIPTION = f"""\
 Fetch the two weight files of the 2D detector (BlazePose, Apache-2.0, 9 MB) out of the official mediapipe
@@ -23,11 +23,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    try:
-        files = fetch_detector(args.wheel)
-    except InputError as exc:
-        print(f"fetch_detector: {exc}", file=sys.stderr)
-        return 2
+    files = fetch_detector(args.wheel)
     print(f"2D detector ready: {files.pose_detection}, {files.pose_landmarks}")
     return 0
 
@@ -44,4 +40,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -14,6 +14,7 @@ import pytest
 from data import detector_files
 from data.detector_files import WheelMember, cache_dir, detector_paths, fetch_detector
 from mesh.errors import InputError
+from tools import command
 from tools import fetch_detector as fetch_tool
 
 CONTENTS = {
@@ -163,8 +164,8 @@ def test_the_cache_place_follows_the_environment(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_command_reports_the_files_or_one_line_of_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fetch_tool.main(["--wheel", str(tmp_path / "missing.whl")]) == 2
+    assert command.run(fetch_tool.main, ["--wheel", str(tmp_path / "missing.whl")]) == 2
     output = capsys.readouterr()
     assert output.out == "" and output.err.count("\n") == 1 and "missing.whl" in output.err
-    assert fetch_tool.main(["--wheel", str(make_wheel(tmp_path / "m.whl", CONTENTS))]) == 0
+    assert command.run(fetch_tool.main, ["--wheel", str(make_wheel(tmp_path / "m.whl", CONTENTS))]) == 0
     assert "pose_landmark_full.tflite" in capsys.readouterr().out

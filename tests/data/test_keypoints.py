@@ -388,7 +388,7 @@ POSES = people(2, 25)
         ({"keypoints": POSES[:0]}, "no poses"),
         ({"keypoints": POSES.astype(str)}, "must be numbers, got <U"),
         ({"keypoints": POSES.astype(complex)}, "must be numbers, got complex128"),
-        ({"keypoints": POSES.astype(object)}, "without pickled objects"),
+        ({"keypoints": POSES.astype(object)}, "without pickles"),
         ({"keypoints": np.where(POSES > 599, np.nan, POSES) * np.nan}, "person 0 hold NaN .* at nose"),
         ({"keypoints": POSES * 1e300}, "infinity at nose"),
         ({"keypoints": POSES, "confidence": POSES[..., 2]}, "confidence is given twice"),
@@ -429,7 +429,7 @@ def test_an_array_file_cut_anywhere_is_one_line(kind: str, tmp_path: Path) -> No
     whole = buffer.getvalue()
     for length in (9, 40, 100, 131, 200, len(whole) // 2, len(whole) - 1):
         (tmp_path / "cut").write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"not a whole \.npy or \.npz file"):
+        with pytest.raises(InputError, match=r"not a whole \.npz or \.npy file"):
             read_keypoints(tmp_path / "cut")
 
 
@@ -446,7 +446,7 @@ def test_an_array_file_cut_anywhere_is_one_line(kind: str, tmp_path: Path) -> No
 def test_a_damaged_npz_is_one_line(whole: bytes, damaged: bytes, tmp_path: Path) -> None:
     path = save(tmp_path, keypoints=POSES)
     path.write_bytes(path.read_bytes().replace(whole, damaged, 1))
-    with pytest.raises(InputError, match=r"not a whole \.npy or \.npz file"):
+    with pytest.raises(InputError, match=r"not a whole \.npz or \.npy file"):
         read_keypoints(path)
 
 

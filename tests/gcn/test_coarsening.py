@@ -73,7 +73,7 @@ def test_clusters_are_connected_patches_of_the_mesh() -> None:
 def test_a_stored_hierarchy_is_rebuilt_exactly_and_refused_on_another_mesh() -> None:
     hierarchy = coarsen(SQUARE, 4, 2)
     assert hierarchy_from_parents(SQUARE, 4, hierarchy.parents).digest == hierarchy.digest
-    with pytest.raises(InputError, match="4 nodes where this body has 5.*another mesh"):
+    with pytest.raises(InputError, match=r"4 nodes where this body has 5.*another mesh"):
         hierarchy_from_parents(np.append(SQUARE, [[3, 4]], axis=0), 5, hierarchy.parents)
 
 

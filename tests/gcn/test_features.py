@@ -17,7 +17,10 @@ def pose(seed: int = 0) -> torch.Tensor:
 def test_place_and_size_do_not_matter(seed: int, scale: float, shift: float) -> None:
     known = torch.ones(4, 19)
     torch.testing.assert_close(
-        normalise_keypoints(pose(seed) * scale + shift, known), normalise_keypoints(pose(seed), known), atol=2e-3, rtol=0
+        normalise_keypoints(pose(seed) * scale + shift, known),
+        normalise_keypoints(pose(seed), known),
+        atol=2e-3,
+        rtol=0,
     )
 
 

@@ -242,6 +242,16 @@ def test_bands_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(draw_overlay(GREY, [vertices], faces), whole, atol=1)
 
 
+def test_a_huge_person_is_drawn_with_one_sample_per_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    vertices, faces = sphere((50.3, 40.2, 0), 33)
+    smooth = draw_overlay(GREY, [vertices], faces)
+    monkeypatch.setattr("mesh.render._MAX_SUPERSAMPLED_PIXELS", 1000)
+    coarse = draw_overlay(GREY, [vertices], faces)
+    is_person = rasterise(vertices, faces, (100, 80)).face_idx >= 0
+    np.testing.assert_array_equal(coarse[~is_person], GREY[~is_person])
+    np.testing.assert_allclose(coarse[30:50, 40:60], smooth[30:50, 40:60], atol=2)
+
+
 def test_the_side_view_turns_a_camera_facing_person_to_the_left() -> None:
     body, faces = sphere((0, 0, 0), 0.3, subdivisions=2)
     nose, _ = sphere((0, 0, -0.5), 0.1, subdivisions=2)  # towards the camera
@@ -317,7 +327,8 @@ def test_a_png_reads_back_equal_and_leaves_no_other_file(tmp_path: Path) -> None
 
 def test_a_png_that_cannot_be_written_is_an_input_error_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "taken.png").mkdir()
-    for path in (tmp_path / "missing" / "picture.png", tmp_path / "taken.png"):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "missing" / "picture.png", tmp_path / "taken.png", tmp_path / "file" / "picture.png"):
         with pytest.raises(InputError, match=path.name):
             write_png(path, GREY)
-    assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken.png"]

@@ -9,9 +9,14 @@ import pytest
 import scipy.sparse
 
 from mesh.body import load_body
-from tools.convert_body import main
+from tools import command, convert_body
 
 V = 12
+
+
+def convert(argv: list[str]) -> int:
+    """The exit code of the command line."""
+    return command.run(convert_body.main, argv)
 
 
 def small_model() -> dict[str, Any]:
@@ -42,7 +47,7 @@ def regressor(path: Path, rows: int, *, value: float = 0.5) -> str:
 
 def test_a_pickle_becomes_a_clean_archive_in_the_layout_of_the_free_body(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "body.npz"
-    assert main([str(model), str(out)]) == 0
+    assert convert([str(model), str(out)]) == 0
     given = small_model()
     expected = {
         "v_template": given["v_template"].astype(np.float32),
@@ -63,7 +68,7 @@ def test_a_pickle_becomes_a_clean_archive_in_the_layout_of_the_free_body(model: 
 def test_regressors_are_added_under_their_joint_sets(model: Path, tmp_path: Path, coco_rows: int) -> None:
     out = tmp_path / "body.npz"
     coco, human36m = regressor(tmp_path / "coco.npy", coco_rows), regressor(tmp_path / "h36m.npy", 17, value=0.25)
-    assert main([str(model), str(out), "--coco-regressor", coco, "--human36m-regressor", human36m]) == 0
+    assert convert([str(model), str(out), "--coco-regressor", coco, "--human36m-regressor", human36m]) == 0
     with np.load(out) as written:
         np.testing.assert_array_equal(written["J_regressor_coco"], np.load(coco)[:17].astype(np.float32), strict=True)
         np.testing.assert_array_equal(written["J_regressor_h36m"], np.load(human36m).astype(np.float32), strict=True)
@@ -74,7 +79,7 @@ def test_converting_the_free_body_keeps_every_value_and_type(tmp_path: Path) -> 
 
     shipped = Path(mesh.__file__).parent / "assets" / "free_body.npz"
     out = tmp_path / "copy.npz"
-    assert main([str(shipped), str(out)]) == 0
+    assert convert([str(shipped), str(out)]) == 0
     with np.load(shipped) as before, np.load(out) as after:
         assert set(before.files) - set(after.files) == {"J"}
         for key in after.files:
@@ -99,7 +104,7 @@ def test_a_regressor_that_does_not_fit_is_refused_in_one_line(
         regressor(path, rows)
     elif rows == 0:
         path.write_text("17 numbers")
-    assert main([str(model), str(tmp_path / "body.npz"), option, str(path)]) == 2
+    assert convert([str(model), str(tmp_path / "body.npz"), option, str(path)]) == 2
     message = capsys.readouterr().err
     assert reason in message and message.count("\n") == 1
     assert not (tmp_path / "body.npz").exists()
@@ -107,7 +112,7 @@ def test_a_regressor_that_does_not_fit_is_refused_in_one_line(
 
 def test_a_regressor_with_nan_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = regressor(tmp_path / "nan.npy", 17, value=np.nan)
-    assert main([str(model), str(tmp_path / "body.npz"), "--coco-regressor", path]) == 2
+    assert convert([str(model), str(tmp_path / "body.npz"), "--coco-regressor", path]) == 2
     assert "NaN" in capsys.readouterr().err
 
 
@@ -116,9 +121,9 @@ def test_an_existing_file_is_replaced_only_by_force(
 ) -> None:
     out = tmp_path / "body.npz"
     out.write_text("precious")
-    assert main([str(model), str(out)]) == 2
+    assert convert([str(model), str(out)]) == 2
     assert "--force" in capsys.readouterr().err and out.read_text() == "precious"
-    assert main([str(model), str(out), "--force"]) == 0
+    assert convert([str(model), str(out), "--force"]) == 0
     assert load_body(out).num_vertices == V
     assert sorted(path.name for path in tmp_path.iterdir()) == ["body.npz", "model.pkl"]
 
@@ -134,19 +139,19 @@ def test_a_run_that_fails_while_writing_leaves_the_old_file_and_no_remains(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", fail)
-    assert main([str(model), str(out), "--force"]) == 2
+    assert convert([str(model), str(out), "--force"]) == 2
     assert out.read_text() == "precious" and not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize("out", ["body.pkl", "absent/body.npz"])
 def test_an_output_of_another_kind_or_in_no_folder_is_refused(out: str, model: Path, tmp_path: Path) -> None:
-    assert main([str(model), str(tmp_path / out)]) == 2
+    assert convert([str(model), str(tmp_path / out)]) == 2
 
 
 def test_a_hostile_pickle_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evil = tmp_path / "evil.pkl"
     evil.write_bytes(f"cposix\nsystem\n(S'touch {tmp_path}/canary'\ntR.".encode())
-    assert main([str(evil), str(tmp_path / "body.npz")]) == 2
+    assert convert([str(evil), str(tmp_path / "body.npz")]) == 2
     message = capsys.readouterr().err
     assert "posix.system is not allowed" in message and message.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["evil.pkl"]
@@ -154,6 +159,6 @@ def test_a_hostile_pickle_is_refused_in_one_line(tmp_path: Path, capsys: pytest.
 
 def test_help_says_where_the_regressors_come_from(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["--help"])
+        convert(["--help"])
     text = capsys.readouterr().out
     assert ended.value.code == 0 and "Pose2Mesh" in text and "J_regressor_h36m_correct.npy" in text

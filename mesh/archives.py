@@ -1,0 +1,36 @@
+"""Reading .npz and .npy files from strangers."""
+
+from __future__ import annotations
+
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from mesh.errors import InputError
+
+# What numpy raises for damaged files: its header parser the first two, encrypted or odd archives RuntimeError.
+_UNREADABLE = (
+    *(tokenize.TokenError, SyntaxError, ValueError, EOFError, OSError, MemoryError, RuntimeError, AttributeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
+def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
+    """The arrays of a .npz by name, or that of a .npy under ""; objects, which are pickles, are never read.
+
+    `expected` says what the file should have been, for the error.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected {expected}")
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return {"": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+    except _UNREADABLE as exc:
+        reason = " ".join(str(exc).split())
+        raise InputError(
+            f"{path}: not a whole .npz or .npy file without pickles ({expected}): {reason}"
+        ) from exc

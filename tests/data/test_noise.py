@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from data.noise import COCO_SIGMAS, NoiseConfig, imitate_detector, person_size
+from mesh.joints import COCO17
+
+QUIET = NoiseConfig(
+    clean=0, outlier=0, definition_shift=0, definition_width=0, drop_joint=0, drop_limb=0, drop_face_side=0, cut_off=0
+)
+
+
+@pytest.fixture
+def people(generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(4000, 17, 2, generator=generator) * torch.tensor([60.0, 200]) + 500
+
+
+def test_exact_samples_stay_exact_with_full_confidence(people, generator) -> None:
+    noisy, confidence = imitate_detector(people, NoiseConfig(clean=1.0), generator)
+    assert torch.equal(noisy, people) and (confidence == 1).all()
+
+
+def test_the_share_of_exact_samples_is_as_stated(people, generator) -> None:
+    noisy, _ = imitate_detector(people, NoiseConfig(clean=0.4), generator)
+    assert (noisy == people).all((1, 2)).float().mean().item() == pytest.approx(0.4, abs=0.03)
+
+
+def test_jitter_has_the_stated_size_per_joint(people, generator) -> None:
+    config = replace(QUIET, jitter=0.5, jitter_spread=0.0)
+    noisy, _ = imitate_detector(people, config, generator)
+    spread = ((noisy - people) / person_size(people)[:, None, None]).std((0, 2))
+    torch.testing.assert_close(spread, 0.5 * torch.tensor(COCO_SIGMAS), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "joint", "expected"),
+    [
+        ({"drop_joint": 0.1}, "left_hip", 0.1),
+        ({"drop_limb": 0.55}, "left_ankle", 0.55 * 4 / 11),
+        ({"drop_face_side": 0.3}, "left_ear", 0.15),
+        ({"drop_face_side": 0.3}, "nose", 0.0),
+    ],
+)
+def test_joints_are_hidden_as_often_as_stated(people, generator, setting, joint: str, expected: float) -> None:
+    _, confidence = imitate_detector(people, replace(QUIET, **setting), generator)
+    assert (confidence[:, COCO17.index(joint)] == 0).float().mean().item() == pytest.approx(expected, abs=0.025)
+
+
+def test_a_cut_off_picture_hides_everything_beyond_one_line(people, generator) -> None:
+    _, confidence = imitate_detector(people, replace(QUIET, cut_off=1.0, jitter=0.0), generator)
+    hidden = confidence == 0
+    some = hidden.any(1)
+    assert some.float().mean() > 0.9
+
+    def is_cut_along(axis: int) -> torch.Tensor:
+        position = people[..., axis]
+        first_hidden = position.masked_fill(~hidden, torch.inf).amin(1)
+        last_seen = position.masked_fill(hidden, -torch.inf).amax(1)
+        return last_seen <= first_hidden
+
+    assert (is_cut_along(0) | is_cut_along(1))[some].all()
+
+
+def test_shifted_definitions_move_hips_and_shoulders_only(people, generator) -> None:
+    noisy, _ = imitate_detector(people, replace(QUIET, definition_width=0.4, jitter=0.0), generator)
+    moved = ((noisy - people).norm(dim=-1) > 1e-3).any(0)
+    names = {name for name, yes in zip(COCO17.names, moved.tolist()) if yes}
+    assert names == {"left_hip", "right_hip", "left_shoulder", "right_shoulder"}
+    left, right = COCO17.indices(("left_hip", "right_hip"))
+    width = (noisy[:, left] - noisy[:, right]).norm(dim=-1) / (people[:, left] - people[:, right]).norm(dim=-1)
+    assert width.max() <= 1 + 1e-4 and width.min() >= 0.6 - 1e-4 and width.mean().item() == pytest.approx(0.8, abs=0.01)
+
+
+def test_confidence_falls_with_error_and_stays_above_the_threshold(people, generator) -> None:
+    noisy, confidence = imitate_detector(people, replace(QUIET, outlier=0.3), generator)
+    error = (noisy - people).norm(dim=-1)
+    far = error > error.quantile(0.9)
+    assert confidence[far].mean() < confidence[~far].mean() - 0.1
+    assert confidence.min() >= 0.3 - 1e-6 and confidence.max() <= 1
+
+
+def test_the_same_generator_gives_the_same_noise_and_the_global_one_is_untouched(people) -> None:
+    before = torch.random.get_rng_state()
+    runs = [imitate_detector(people, NoiseConfig(), torch.Generator().manual_seed(5)) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs))
+    assert torch.equal(before, torch.random.get_rng_state())
