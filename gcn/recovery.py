@@ -30,7 +30,7 @@ class Recovered:
     `vertices` (N, V, 3) and `joints` (N, 17, 3; human36m17) in metres; `camera` (N, 3) scale in px/m and shift in px
     of the weak-perspective camera; `exchanged` (N,) True where left and right of the 2D joints were exchanged;
     `misfit` (N,) distance of the mesh's joints from the 2D joints in the picture, in person sizes;
-    `valid` (N,) False where too few joints were known: everything else of that person is then NaN.
+    `valid` (N,) False where too few joints were known or all lay in one place: the rest of that person is then NaN.
     """
 
     vertices: np.ndarray
@@ -46,7 +46,7 @@ class Recovered:
     def flags(self, person: int) -> list[str]:
         """What a reader of the result should know about a person."""
         if not self.valid[person]:
-            return ["too_few_joints"]
+            return ["not_recoverable"]
         return ["left_right_exchanged"] if self.exchanged[person] else []
 
     def vertices_px(self, person: int) -> np.ndarray:
@@ -90,8 +90,16 @@ class MeshRecovery:
                 detected = _better(detected, other)
             parts.append(detected)
         if not parts:
-            return self._recover_batch(coco)
+            return self._nobody()
         return Recovered(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Recovered)})
+
+    def _nobody(self) -> Recovered:
+        nothing, no = np.zeros((0, 3), np.float32), np.zeros(0, bool)
+        return Recovered(
+            vertices=np.zeros((0, self.body.num_vertices, 3), np.float32),
+            joints=np.zeros((0, len(HUMAN36M17), 3), np.float32),
+            camera=nothing, exchanged=no, misfit=nothing[:, 0], valid=no,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def _recover_batch(self, keypoints: Keypoints) -> Recovered:

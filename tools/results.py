@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gcn.recovery import Recovered
+from gcn.recovery import MIN_JOINTS, Recovered
 from mesh.errors import InputError
 from mesh.files import MESH_WRITERS, replacing, write_npz
 from mesh.joints import HUMAN36M17, Keypoints
@@ -81,7 +81,7 @@ class Results:
             written.append(row)
         self.entries.append({"input": source, "people": written})
         if not people.valid.any():
-            self.fail(source, "no person with enough visible joints")
+            self.fail(source, f"nobody with at least {MIN_JOINTS} known joints apart from each other")
 
     def write_array(self, source: str, name: str, keypoints: Keypoints, people: Recovered) -> None:
         """All poses of an array file stacked in one `.npz`; `obj` and the like add a mesh per pose."""
@@ -100,7 +100,7 @@ class Results:
             }
         )
         if not people.valid.any():
-            self.fail(source, "no pose with enough known joints")
+            self.fail(source, f"no pose with at least {MIN_JOINTS} known joints apart from each other")
 
     def _write_meshes(self, name: str, vertices: np.ndarray) -> list[str]:
         files = [f"{name}.{form}" for form in self.formats if form in MESH_WRITERS]

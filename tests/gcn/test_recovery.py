@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gcn.pose2mesh import ModelConfig, Pose2Mesh, build_graph
+from gcn.posenet import PoseNetConfig
+from gcn.recovery import MIN_JOINTS, MeshRecovery
+from gcn.upsampling import pool_clusters
+from mesh.body import load_body
+from mesh.errors import InputError
+from mesh.joints import COCO17, COCO19, HUMAN36M17, MPII16, JointSet, Keypoints
+
+BODY = load_body()
+FACING = (BODY.template * (1, -1, -1)).astype(np.float32)  # camera frame, looking at the camera
+
+
+@pytest.fixture(scope="module")
+def recovery() -> MeshRecovery:
+    """An untrained network that starts from a standing body instead of from nothing."""
+    torch.manual_seed(0)
+    config = ModelConfig(posenet=PoseNetConfig(width=32, blocks=1))
+    model = Pose2Mesh(config, build_graph(config.meshnet, BODY, FACING[None]))
+    nodes = pool_clusters(FACING[None], model.graph.hierarchy.clusters(5))[0]
+    with torch.no_grad():
+        model.meshnet.skip.bias.copy_(torch.from_numpy(nodes).flatten())
+        for parameter in model.meshnet.blocks[-1].parameters():
+            parameter.mul_(0.05)
+    return MeshRecovery(model, BODY)
+
+
+def people(count: int, joints: JointSet = COCO17, seed: int = 0) -> Keypoints:
+    rng = np.random.default_rng(seed)
+    standing = Keypoints(
+        positions_px=(500 + 200 * (BODY.regressor(COCO17) @ FACING)[None, :, :2]).astype(np.float32),
+        confidence=np.ones((1, 17), np.float32),
+        joint_set=COCO17,
+    ).to(joints)
+    positions = standing.positions_px + 40 * rng.normal(size=(count, len(joints), 2)).astype(np.float32)
+    return Keypoints(positions_px=positions, confidence=np.ones((count, len(joints)), np.float32), joint_set=joints)
+
+
+def test_results_are_rooted_at_the_human36m_pelvis_and_consistent(recovery: MeshRecovery) -> None:
+    found = recovery.recover(people(3))
+    assert found.vertices.shape == (3, 6890, 3) and found.joints.shape == (3, 17, 3)
+    expected = recovery.body.regressor(HUMAN36M17) @ found.vertices
+    np.testing.assert_allclose(found.joints, expected, atol=1e-5)
+    np.testing.assert_allclose(found.joints[:, HUMAN36M17.root_idx], 0, atol=1e-6)
+
+
+def test_batches_of_any_size_give_the_same_people(recovery: MeshRecovery) -> None:
+    whole, pieces = (recovery.recover(people(7), batch_size=size) for size in (7, 2))
+    np.testing.assert_allclose(whole.vertices, pieces.vertices, atol=1e-5)
+    assert len(recovery.recover(people(0))) == 0
+
+
+def test_a_person_with_too_few_joints_is_flagged_and_empty_and_the_others_go_on(recovery: MeshRecovery) -> None:
+    keypoints = people(3)
+    keypoints.confidence[1, MIN_JOINTS - 1 :] = 0.1
+    found = recovery.recover(keypoints)
+    assert found.valid.tolist() == [True, False, True] and found.flags(1) == ["not_recoverable"]
+    assert np.isnan(found.vertices[1]).all() and np.isfinite(found.vertices[[0, 2]]).all()
+
+
+def test_a_person_shrunk_to_a_point_is_not_recovered(recovery: MeshRecovery) -> None:
+    keypoints = people(2)
+    keypoints.positions_px[0] = 7.0
+    found = recovery.recover(keypoints)
+    assert found.valid.tolist() == [False, True] and found.flags(0) == ["not_recoverable"]
+
+
+def test_the_labeling_that_fits_clearly_better_is_kept_and_reported(recovery: MeshRecovery) -> None:
+    right, wrong = people(20), people(20, seed=1).mirrored_labels()
+    keypoints = Keypoints(
+        positions_px=np.concatenate([right.positions_px, wrong.positions_px]),
+        confidence=np.ones((40, 17), np.float32),
+        joint_set=COCO17,
+    )
+    detected = recovery.recover(keypoints, exchange=False)
+    mirrored = recovery.recover(keypoints.mirrored_labels(), exchange=False)
+    chosen = recovery.recover(keypoints)
+    expected = mirrored.misfit < 0.8 * detected.misfit
+    np.testing.assert_array_equal(expected, np.arange(40) >= 20)
+    assert not detected.exchanged.any()
+    np.testing.assert_array_equal(chosen.exchanged, expected)
+    np.testing.assert_array_equal(
+        chosen.vertices, np.where(expected[:, None, None], mirrored.vertices, detected.vertices)
+    )
+
+
+def test_the_mesh_lies_over_its_joints_in_the_picture(recovery: MeshRecovery) -> None:
+    found = recovery.recover(people(2))
+    coco = recovery.body.regressor(COCO19)
+    for k in range(2):
+        placed = coco @ found.vertices_px(k)
+        scale, *shift = found.camera[k]
+        np.testing.assert_allclose(placed[:, :2], coco @ found.vertices[k][:, :2] * scale + shift, rtol=1e-3, atol=1e-2)
+
+
+def test_any_joint_set_with_hips_and_shoulders_is_taken_and_others_refused(recovery: MeshRecovery) -> None:
+    assert recovery.recover(people(1, MPII16)).valid.all()
+    headless = JointSet(name="legs", names=("left_knee", "right_knee"), edges=(), root="left_knee")
+    with pytest.raises(InputError, match="cannot convert legs to coco19"):
+        recovery.recover(people(1, headless))
