@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from gcn.features import pose_features
+from gcn.labeling import exchange_labels, exchanged_probability
 from gcn.layers.sparse import SparseMatrix
 from gcn.pose2mesh import ModelConfig, Pose2Mesh
 from mesh.joints import EVALUATION_14, HUMAN36M17
@@ -26,9 +26,7 @@ def lifter_errors(posenet: nn.Module, config: ModelConfig, batches: Iterable[Bat
     """MPJPE and PA-MPJPE of the lifted joints, per sample in mm (all 19 joints, rooted at the pelvis)."""
     rows = []
     for batch in batches:
-        features = pose_features(
-            batch.keypoints_px, batch.confidence, config.normalisation, with_confidence=config.confidence
-        )
+        features = config.features(batch.keypoints_px, batch.confidence)
         joints = posenet(features)
         rows.append(
             {
@@ -63,6 +61,18 @@ def mesh_errors(model: Pose2Mesh, regressor: SparseMatrix, batches: Iterable[Bat
                 "facing_error_rad": facing_error_rad(joints, batch.regressed_m, left, right, up, HUMAN36M17.root_idx),
             }
         )
+    return _joined(rows)
+
+
+@torch.inference_mode()
+def labeling_errors(labeling: nn.Module, config: ModelConfig, batches: Iterable[Batch]) -> Errors:
+    """Per sample, 1 or 0: correct labels exchanged, exchanged labels left, under the detector's prior odds."""
+    rows = []
+    for batch in batches:
+        features = config.features(batch.keypoints_px, batch.confidence)
+        wrongly = exchanged_probability(labeling(features)) > 0.5
+        missed = exchanged_probability(labeling(exchange_labels(features))) <= 0.5
+        rows.append({"wrongly_exchanged": wrongly.float(), "exchange_missed": missed.float()})
     return _joined(rows)
 
 

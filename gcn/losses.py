@@ -19,6 +19,7 @@ class LossWeights:
     edge: float = 20.0
     mesh_joint: float = 1.0
     lift_joint: float = 1.0
+    labeling: float = 1.0
     surface_share: float = 1.0  # share of a batch on which the dear normal and edge terms are computed
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gcn.coarsening import Hierarchy, coarsen, hierarchy_from_parents
 from gcn.features import Normalisation, pose_features
+from gcn.labeling import LabelingConfig, LabelingNet
 from gcn.meshnet import PLANS, MeshNet, MeshNetConfig
 from gcn.posenet import PoseNet, PoseNetConfig
 from gcn.upsampling import Upsampling, fit_upsampling
@@ -27,16 +28,21 @@ FORMAT = "meshrecovery-weights-1"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The two networks and how their input is prepared."""
+    """The networks and how their input is prepared."""
 
     normalisation: Normalisation = "isotropic"
     confidence: bool = True
     posenet: PoseNetConfig = field(default_factory=PoseNetConfig)
     meshnet: MeshNetConfig = field(default_factory=MeshNetConfig)
+    labeling: LabelingConfig = field(default_factory=LabelingConfig)
 
     @property
     def feature_channels(self) -> int:
         return 3 if self.confidence else 2
+
+    def features(self, keypoints_px: Tensor, confidence: Tensor) -> Tensor:
+        """What every network sees of the picture, (B, J, 2), (B, J) -> (B, J, C)."""
+        return pose_features(keypoints_px, confidence, self.normalisation, with_confidence=self.confidence)
 
 
 def build_posenet(config: ModelConfig) -> PoseNet:
@@ -78,27 +84,30 @@ class Pose2Mesh(nn.Module):
             rescaling=m.rescaling, linear_skip=m.linear_skip,
         )  # fmt: skip
 
-    def features(self, keypoints_px: Tensor, confidence: Tensor) -> Tensor:
-        """What both networks see of the picture, (B, J, 2), (B, J) -> (B, J, C)."""
-        return pose_features(
-            keypoints_px, confidence, self.config.normalisation, with_confidence=self.config.confidence
-        )
-
     def forward(self, keypoints_px: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 19, 2) px, (B, 19) -> lifted joints (B, 19, 3), vertices (B, V, 3).
 
         The mesh loss does not reach PoseNet: its output is detached, as in the original.
         """
-        features = self.features(keypoints_px, confidence)
+        features = self.config.features(keypoints_px, confidence)
         joints = self.posenet(features)
         return joints, self.meshnet(features, joints.detach())
 
 
-def save_weights(path: Path, model: Pose2Mesh | PoseNet, config: ModelConfig, notes: Mapping[str, str]) -> None:
-    """Write weights as safetensors in half precision, with config, graph and its hash. Atomic."""
+def build_labeling(config: ModelConfig) -> LabelingNet:
+    """The network that tells left from right."""
+    return LabelingNet(JOINTS, config.feature_channels, width=config.labeling.width, blocks=config.labeling.blocks)
+
+
+# Where the tensors of a network stand in a weights file.
+_PREFIXES: dict[type[nn.Module], str] = {Pose2Mesh: "", PoseNet: "posenet.", LabelingNet: "labeling."}
+
+
+def save_weights(path: Path, model: nn.Module, config: ModelConfig, notes: Mapping[str, str]) -> None:
+    """Write a network's weights as safetensors in half precision, with config, graph and its hash. Atomic."""
     from safetensors.torch import save_file
 
-    prefix = "" if isinstance(model, Pose2Mesh) else "posenet."
+    prefix = _PREFIXES[type(model)]
     tensors = {
         prefix + name: value.half() if value.is_floating_point() else value
         for name, value in model.state_dict().items()
@@ -135,8 +144,8 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _model_config(metadata: Mapping[str, str]) -> ModelConfig:
     values: dict[str, Any] = json.loads(metadata["config"])
-    values |= {"posenet": PoseNetConfig(**values["posenet"]), "meshnet": MeshNetConfig(**values["meshnet"])}
-    return ModelConfig(**values)
+    parts = {"posenet": PoseNetConfig, "meshnet": MeshNetConfig, "labeling": LabelingConfig}
+    return ModelConfig(**values | {name: part(**values.get(name, {})) for name, part in parts.items()})
 
 
 def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -145,6 +154,15 @@ def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def load_labeling(path: str | Path) -> tuple[LabelingNet, ModelConfig]:
+    """The left/right network of a weights file, in evaluation mode, and the config it was trained with."""
+    tensors, metadata = _read_weights(Path(path))
+    config = _model_config(metadata)
+    labeling = build_labeling(config)
+    labeling.load_state_dict(_strip(tensors, "labeling."))
+    return labeling.eval(), config
 
 
 def load_posenet(path: str | Path) -> tuple[PoseNet, ModelConfig]:

@@ -11,16 +11,15 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from gcn.labeling import LabelingNet, exchanged_probability
 from gcn.layers.sparse import SparseMatrix
-from gcn.pose2mesh import JOINTS, Pose2Mesh, load_pose2mesh
+from gcn.pose2mesh import JOINTS, ModelConfig, Pose2Mesh, load_labeling, load_pose2mesh
 from mesh.body import Body, load_body
 from mesh.camera import apply_weak_perspective, fit_weak_perspective
 from mesh.joints import COCO17, HUMAN36M17, Keypoints
 
 MIN_CONFIDENCE = 0.3  # below it a joint counts as not seen: the networks learned with nothing in between
 MIN_JOINTS = 5
-# The other labeling must fit the picture this much better: a detector is right far more often than not.
-EXCHANGE_FACTOR = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +29,7 @@ class Recovered:
     `vertices` (N, V, 3) and `joints` (N, 17, 3; human36m17) in metres; `camera` (N, 3) scale in px/m and shift in px
     of the weak-perspective camera; `exchanged` (N,) True where left and right of the 2D joints were exchanged;
     `misfit` (N,) distance of the mesh's joints from the 2D joints in the picture, in person sizes;
+    `exchange_probability` (N,) that the detector had exchanged them;
     `valid` (N,) False where too few joints were known or all lay in one place: the rest of that person is then NaN.
     """
 
@@ -37,6 +37,7 @@ class Recovered:
     joints: np.ndarray
     camera: np.ndarray
     exchanged: np.ndarray
+    exchange_probability: np.ndarray
     misfit: np.ndarray
     valid: np.ndarray
 
@@ -56,10 +57,17 @@ class Recovered:
 
 
 class MeshRecovery:
-    """A trained Pose2Mesh with its body, ready to be used."""
+    """A trained Pose2Mesh with its body and the left/right network, ready to be used."""
 
-    def __init__(self, model: Pose2Mesh, body: Body, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        model: Pose2Mesh,
+        labeling: tuple[LabelingNet, ModelConfig],
+        body: Body,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.model, self.body, self.device = model.eval().to(device), body, torch.device(device)
+        self._labeling, self._labeling_config = labeling[0].eval().to(device), labeling[1]
         regressor = np.concatenate([body.regressor(HUMAN36M17), body.regressor(COCO17)])
         self._regress = SparseMatrix(csr_matrix(regressor)).to(self.device)  # human36m17, then coco17
 
@@ -67,30 +75,23 @@ class MeshRecovery:
     def from_pretrained(
         cls, weights: str | Path | None = None, *, body: str | Path | None = None, device: torch.device | str = "cpu"
     ) -> MeshRecovery:
-        """The weights that ship on the free body, or others on their body."""
+        """The weights that ship on the free body, or others on their body; left and right by the shipped network."""
         loaded = load_body(body)
-        if weights is not None:
-            return cls(load_pose2mesh(weights, loaded), loaded, device)
-        with resources.as_file(resources.files("gcn") / "weights" / "pose2mesh.safetensors") as shipped:
-            return cls(load_pose2mesh(shipped, loaded), loaded, device)
+        with resources.as_file(resources.files("gcn") / "weights") as folder:
+            model = load_pose2mesh(weights or folder / "pose2mesh.safetensors", loaded)
+            return cls(model, load_labeling(folder / "labeling.safetensors"), loaded, device)
 
     def recover(self, keypoints: Keypoints, *, batch_size: int = 256, exchange: bool = True) -> Recovered:
         """Meshes of all people, any joint set that has hips and shoulders.
 
-        Detectors now and then take left for right in the whole body. Unless `exchange` is False, both labelings are
-        recovered, and the other one is kept if its mesh fits the 2D joints clearly better (EXCHANGE_FACTOR).
+        Detectors now and then take left for right in the whole body. Unless `exchange` is False, the labeling that
+        the left/right network finds more probable is used, under the prior odds `gcn.labeling.PRIOR_EXCHANGED`.
         """
         coco = keypoints.to(JOINTS)
-        parts = []
-        for start in range(0, len(coco), batch_size):
-            some = coco.select(np.arange(start, min(start + batch_size, len(coco))))
-            detected = self._recover_batch(some)
-            if exchange:
-                other = self._recover_batch(some.mirrored_labels())
-                detected = _better(detected, other)
-            parts.append(detected)
-        if not parts:
+        if not len(coco):
             return self._nobody()
+        batches = np.array_split(np.arange(len(coco)), -(-len(coco) // batch_size))
+        parts = [self._recover_batch(coco.select(some), exchange) for some in batches]
         return Recovered(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Recovered)})
 
     def _nobody(self) -> Recovered:
@@ -98,15 +99,20 @@ class MeshRecovery:
         return Recovered(
             vertices=np.zeros((0, self.body.num_vertices, 3), np.float32),
             joints=np.zeros((0, len(HUMAN36M17), 3), np.float32),
-            camera=nothing, exchanged=no, misfit=nothing[:, 0], valid=no,
+            camera=nothing, exchanged=no, exchange_probability=nothing[:, 0], misfit=nothing[:, 0], valid=no,
         )  # fmt: skip
 
     @torch.inference_mode()
-    def _recover_batch(self, keypoints: Keypoints) -> Recovered:
+    def _recover_batch(self, keypoints: Keypoints, exchange: bool) -> Recovered:
         positions = torch.from_numpy(keypoints.positions_px).to(self.device, torch.float32)
         confidence = torch.from_numpy(keypoints.confidence).to(self.device, torch.float32)
         confidence = torch.where(confidence < MIN_CONFIDENCE, 0.0, confidence)
         valid = (confidence[:, : len(COCO17)] > 0).sum(1) >= MIN_JOINTS
+        probability = exchanged_probability(self._labeling(self._labeling_config.features(positions, confidence)))
+        exchanged = (probability > 0.5) & exchange
+        mirrored = list(JOINTS.flip_permutation)
+        positions = torch.where(exchanged[:, None, None], positions[:, mirrored], positions)
+        confidence = torch.where(exchanged[:, None], confidence[:, mirrored], confidence)
         _, vertices = self.model(positions, confidence)
         joints = self._regress(vertices.transpose(0, 1)).transpose(0, 1)
         pelvis = joints[:, HUMAN36M17.root_idx, None]
@@ -122,7 +128,8 @@ class MeshRecovery:
             vertices=vertices.masked_fill(missing[:, None, None], torch.nan).cpu().numpy(),
             joints=joints[:, : len(HUMAN36M17)].masked_fill(missing[:, None, None], torch.nan).cpu().numpy(),
             camera=camera.masked_fill(missing[:, None], torch.nan).cpu().numpy(),
-            exchanged=np.zeros(len(keypoints), bool),
+            exchanged=(exchanged & valid).cpu().numpy(),
+            exchange_probability=probability.masked_fill(missing, torch.nan).cpu().numpy(),
             misfit=misfit.masked_fill(missing, torch.nan).cpu().numpy(),
             valid=valid.cpu().numpy(),
         )
@@ -132,14 +139,3 @@ def _size_px(points: Tensor) -> Tensor:
     """Root of the area of the bounding box, (B, J, 2) -> (B,)."""
     extent = points.amax(1) - points.amin(1)
     return extent.prod(-1).clamp_min(1e-6).sqrt()
-
-
-def _better(detected: Recovered, other: Recovered) -> Recovered:
-    """Person by person the labeling as detected, unless the other one fits clearly better."""
-    take = other.misfit < EXCHANGE_FACTOR * detected.misfit  # False for NaN
-
-    def choose(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.where(take.reshape(-1, *[1] * (a.ndim - 1)), b, a)
-
-    chosen = {f.name: choose(getattr(detected, f.name), getattr(other, f.name)) for f in fields(Recovered)}
-    return Recovered(**{**chosen, "exchanged": take})

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gcn.features import pose_features
+from gcn.labeling import LabelingNet, exchange_some, labeling_loss
 from gcn.layers.sparse import SparseMatrix
 from gcn.losses import LossWeights, SurfaceLoss, point_l1
 from gcn.pose2mesh import ModelConfig, Pose2Mesh
@@ -126,10 +126,15 @@ def make_state(model: nn.Module, config: StageConfig) -> TrainState:
 
 def posenet_terms(posenet: PoseNet, config: ModelConfig, batch: Batch) -> Terms:
     """Loss terms of the lifter stage."""
-    features = pose_features(
-        batch.keypoints_px, batch.confidence, config.normalisation, with_confidence=config.confidence
-    )
+    features = config.features(batch.keypoints_px, batch.confidence)
     return {"lift_joint": point_l1(posenet(features), batch.joints_m, batch.joints_valid)}
+
+
+def labeling_terms(labeling: LabelingNet, config: ModelConfig, batch: Batch, generator: Generator) -> Terms:
+    """Loss terms of the left/right network, on poses of which half are exchanged first."""
+    features = config.features(batch.keypoints_px, batch.confidence)
+    mixed, exchanged = exchange_some(features, generator)
+    return {"labeling": labeling_loss(labeling(mixed), exchanged)}
 
 
 class MeshTerms:

@@ -31,6 +31,4 @@ def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
             return {"": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
     except _UNREADABLE as exc:
         reason = " ".join(str(exc).split())
-        raise InputError(
-            f"{path}: not a whole .npz or .npy file without pickles ({expected}): {reason}"
-        ) from exc
+        raise InputError(f"{path}: not a whole .npz or .npy file without pickles ({expected}): {reason}") from exc

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from mesh.errors import InputError
+from mesh.normals import vertex_normals
 
 _LARGEST_M = 999.0  # beyond it a body is certainly not in metres; also what three digits can write
 
@@ -88,7 +89,9 @@ def write_ply(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
 def write_glb(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
     """Binary glTF 2.0, float32, with vertex normals so that viewers shade smoothly. (V, 3), (F, 3)."""
     vertices, faces = _checked(vertices, faces)
-    parts = (vertices.astype("<f4"), vertex_normals(vertices, faces).astype("<f4"), faces.astype("<u4"))
+    normals = vertex_normals(vertices, faces)
+    normals[~normals.any(axis=1)] = (0, 0, 1)  # glTF wants a unit vector also where no face gives a direction
+    parts = (vertices.astype("<f4"), normals.astype("<f4"), faces.astype("<u4"))
     text = json.dumps(_glb_scene(*parts), separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
     size = sum(part.nbytes for part in parts)
@@ -113,15 +116,6 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
             raise InputError(f"cannot write {path}: array {name!r} holds Python objects; give numbers or text")
     with replacing(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # its own options share the keyword space
-
-
-def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Unit normals, faces weighted by area; z where no face gives a direction. (V, 3), (F, 3) -> (V, 3)."""
-    a, b, c = vertices[faces].swapaxes(0, 1)
-    corners, normals = faces.T.ravel(), np.tile(np.cross(b - a, c - a), (3, 1))
-    summed = np.stack([np.bincount(corners, normals[:, i], minlength=len(vertices)) for i in range(3)], axis=1)
-    length = np.linalg.norm(summed, axis=1, keepdims=True)
-    return np.where(length > 0, summed / np.where(length > 0, length, 1), np.array([0.0, 0.0, 1.0]))
 
 
 def _checked(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,8 @@ import numpy as np
 
 from mesh.errors import InputError
 from mesh.joints import JointSet, Keypoints
-from mesh.rasterise import is_front_facing, rasterise, vertex_normals
+from mesh.normals import vertex_normals
+from mesh.rasterise import is_front_facing, rasterise
 
 # One colour per person, taken in turn: pastels of one lightness, neighbours far apart in hue.
 PALETTE = np.array(

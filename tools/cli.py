@@ -12,6 +12,7 @@ COMMANDS = {
     "recover": "meshes from photos or 2D keypoints",
     "train-posenet": "train the lifter",
     "train-meshnet": "train the mesh network",
+    "train-labeling": "train the network that tells left from right",
     "evaluate": "measure trained weights",
     "fetch-detector": "get the 2D detector's files",
     "convert-body": "make a clean .npz of an SMPL model",

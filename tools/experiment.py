@@ -47,6 +47,7 @@ class ExperimentConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     posenet_training: StageConfig = field(default_factory=StageConfig)
     meshnet_training: StageConfig = field(default_factory=StageConfig)
+    labeling_training: StageConfig = field(default_factory=StageConfig)
     validation_poses: int = 2048
 
 

@@ -43,9 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--weights", help="weights file (default: the weights that ship)")
     p.add_argument("--joint-set", help="joint set of a keypoint file that does not name its joints")
     p.add_argument("--keypoints", help="2D joints of the images, used instead of the detector; alone: the input")
-    p.add_argument(
-        "--format", default="obj,npz", help="comma-separated: obj, ply, glb, npz (default: obj,npz; arrays: npz)"
-    )
+    p.add_argument("--format", help="comma-separated: obj, ply, glb, npz (default: obj,npz; for arrays npz)")
     p.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="draw NAME_overlay.png")
     p.add_argument("--max-people", type=int, default=10, help="people per image at most")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -75,9 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs = _jobs(args.inputs, args.keypoints, named_set)
     from tools.results import Results, parse_formats
 
-    formats = parse_formats(args.format)
-    if all(job.is_array for job in jobs) and args.format == parser().get_default("format"):
-        formats = ("npz",)
+    formats = parse_formats(args.format or ("npz" if all(job.is_array for job in jobs) else "obj,npz"))
     recovery = _recovery(args)
     detector = _detector(jobs)
     results = Results(args.out, recovery.body.faces, formats)

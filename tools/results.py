@@ -77,7 +77,11 @@ class Results:
             row = {"person": k, "files": files, "flags": people.flags(k)}
             if people.valid[k]:
                 scale, x, y = (round(float(v), 3) for v in people.camera[k])
-                row |= {"camera": {"px_per_m": scale, "shift_px": [x, y]}, "misfit": round(float(people.misfit[k]), 4)}
+                row |= {
+                    "camera": {"px_per_m": scale, "shift_px": [x, y]},
+                    "misfit": round(float(people.misfit[k]), 4),
+                    "exchange_probability": round(float(people.exchange_probability[k]), 4),
+                }
             written.append(row)
         self.entries.append({"input": source, "people": written})
         if not people.valid.any():
@@ -114,7 +118,8 @@ class Results:
         meshes = placed_in_picture(people, shown)
         path = self.folder / f"{name}_overlay.png"
         panels = [draw_keypoints(image, keypoints), draw_overlay(image, meshes, self.faces)]
-        side = draw_side_view([people.vertices[k] for k in shown], self.faces, (image.shape[1], image.shape[0]))
+        height, width = image.shape[:2]
+        side = draw_side_view([people.vertices[k] for k in shown], self.faces, (min(width, height), height))
         write_png(path, side_by_side([*panels, side]))
         return path
 

@@ -11,12 +11,31 @@ from scipy.sparse import csr_matrix
 from torch import nn
 
 from gcn.checkpoint import load_checkpoint, save_checkpoint
-from gcn.evaluation import lifter_errors, means, mesh_errors
+from gcn.evaluation import labeling_errors, lifter_errors, means, mesh_errors
+from gcn.labeling import PRIOR_EXCHANGED
 from gcn.layers.sparse import SparseMatrix
 from gcn.losses import SurfaceLoss
-from gcn.pose2mesh import MeshGraph, Pose2Mesh, build_graph, build_posenet, load_pose2mesh, load_posenet, save_weights
-from gcn.posenet import PoseNet
-from gcn.trainer import Hooks, MeshTerms, StageConfig, TrainState, fit, make_state, posenet_terms, step_generator
+from gcn.pose2mesh import (
+    MeshGraph,
+    Pose2Mesh,
+    build_graph,
+    build_labeling,
+    build_posenet,
+    load_pose2mesh,
+    load_posenet,
+    save_weights,
+)
+from gcn.trainer import (
+    Hooks,
+    MeshTerms,
+    StageConfig,
+    TrainState,
+    fit,
+    labeling_terms,
+    make_state,
+    posenet_terms,
+    step_generator,
+)
 from mesh.body import Body
 from mesh.errors import InputError
 from mesh.joints import HUMAN36M17
@@ -76,6 +95,37 @@ def train_posenet(config: ExperimentConfig, path: Path, *, resume: bool, device:
         config, config.posenet_training, posenet, path, resume=resume, device=device, batches=batches,
         terms=lambda batch: posenet_terms(posenet, config.model, batch),
         validate=validate, best_by="exact/lift_mpjpe_mm",
+    )  # fmt: skip
+
+
+def train_labeling(config: ExperimentConfig, path: Path, *, resume: bool, device: torch.device) -> None:
+    """Train the left/right network and write `weights.safetensors` into the run folder."""
+    body = experiment_body(config)
+    training = synthesiser(config, body, validation=False, device=device)
+    held_out = validation_batches(config, body, device, with_vertices=False)
+    torch.manual_seed(config.seed)
+    labeling = build_labeling(config.model).to(device)
+    generator = torch.Generator(device)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        for name, batches in held_out.items():
+            errors = means(labeling_errors(model, config.model, batches))
+            scores |= {f"{name}/{metric}": value for metric, value in errors.items()}
+            scores[f"{name}/share_wrong"] = (
+                PRIOR_EXCHANGED * errors["exchange_missed"] + (1 - PRIOR_EXCHANGED) * errors["wrongly_exchanged"]
+            )
+        return scores
+
+    def batches(step: int) -> Batch:
+        generator.manual_seed(step_generator(config.seed, step).initial_seed() + 1)
+        size = config.labeling_training.batch_size
+        return training.batch(size, step_generator(config.seed, step, device), with_vertices=False)
+
+    _run(
+        config, config.labeling_training, labeling, path, resume=resume, device=device, batches=batches,
+        terms=lambda batch: labeling_terms(labeling, config.model, batch, generator),
+        validate=validate, best_by="noisy/share_wrong",
     )  # fmt: skip
 
 
@@ -139,10 +189,9 @@ def _run(
 
     def save(current: TrainState, is_best: bool) -> None:
         if is_best:
-            assert isinstance(current.average.module, PoseNet | Pose2Mesh)
-            notes = {"step": str(current.step), best_by: f"{current.best:.2f}", "acknowledgement": ACKNOWLEDGEMENT}
+            notes = {"step": str(current.step), best_by: f"{current.best:.4g}", "acknowledgement": ACKNOWLEDGEMENT}
             save_weights(folder.path / "weights.safetensors", current.average.module, config.model, notes)
         save_checkpoint(folder.checkpoint, {"state": current.state_dict()})
 
     fit(state, stage, terms, batches, Hooks(validate=validate, best_by=best_by, log=folder.log, save=save))
-    print(f"done: {best_by} {state.best:.2f}, weights in {folder.path / 'weights.safetensors'}")
+    print(f"done: {best_by} {state.best:.4g}, weights in {folder.path / 'weights.safetensors'}")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gcn.pose2mesh import ModelConfig, Pose2Mesh, build_graph
+from gcn.pose2mesh import ModelConfig, Pose2Mesh, build_graph, build_labeling
 from gcn.posenet import PoseNetConfig
 from gcn.recovery import MIN_JOINTS, MeshRecovery
 from gcn.upsampling import pool_clusters
@@ -27,7 +27,7 @@ def recovery() -> MeshRecovery:
         model.meshnet.skip.bias.copy_(torch.from_numpy(nodes).flatten())
         for parameter in model.meshnet.blocks[-1].parameters():
             parameter.mul_(0.05)
-    return MeshRecovery(model, BODY)
+    return MeshRecovery(model, (build_labeling(config), config), BODY)
 
 
 def people(count: int, joints: JointSet = COCO17, seed: int = 0) -> Keypoints:
@@ -70,23 +70,18 @@ def test_a_person_shrunk_to_a_point_is_not_recovered(recovery: MeshRecovery) -> 
     assert found.valid.tolist() == [False, True] and found.flags(0) == ["not_recoverable"]
 
 
-def test_the_labeling_that_fits_clearly_better_is_kept_and_reported(recovery: MeshRecovery) -> None:
-    right, wrong = people(20), people(20, seed=1).mirrored_labels()
-    keypoints = Keypoints(
-        positions_px=np.concatenate([right.positions_px, wrong.positions_px]),
-        confidence=np.ones((40, 17), np.float32),
-        joint_set=COCO17,
-    )
-    detected = recovery.recover(keypoints, exchange=False)
-    mirrored = recovery.recover(keypoints.mirrored_labels(), exchange=False)
+def test_the_more_probable_labeling_is_used_and_reported(recovery: MeshRecovery, monkeypatch) -> None:
+    keypoints = people(6)
+    log_odds = torch.tensor([9.0, -9, 9, -9, 9, 2.2])  # the last is more likely than not, but not against the prior
+    monkeypatch.setattr(recovery, "_labeling", lambda features: log_odds)
     chosen = recovery.recover(keypoints)
-    expected = mirrored.misfit < 0.8 * detected.misfit
-    np.testing.assert_array_equal(expected, np.arange(40) >= 20)
-    assert not detected.exchanged.any()
-    np.testing.assert_array_equal(chosen.exchanged, expected)
-    np.testing.assert_array_equal(
-        chosen.vertices, np.where(expected[:, None, None], mirrored.vertices, detected.vertices)
-    )
+    as_given = recovery.recover(keypoints, exchange=False)
+    other = recovery.recover(keypoints.mirrored_labels(), exchange=False)
+    assert chosen.exchanged.tolist() == [True, False, True, False, True, False]
+    assert chosen.flags(0) == ["left_right_exchanged"] and chosen.flags(1) == [] and not as_given.exchanged.any()
+    expected = np.where(chosen.exchanged[:, None, None], other.vertices, as_given.vertices)
+    np.testing.assert_allclose(chosen.vertices, expected, atol=1e-5)
+    np.testing.assert_allclose(chosen.exchange_probability[5], 0.09 / (0.09 + 0.91 * np.exp(-2.2)), rtol=1e-4)
 
 
 def test_the_mesh_lies_over_its_joints_in_the_picture(recovery: MeshRecovery) -> None:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from mesh.errors import InputError
 from mesh.joints import COCO17, Keypoints
-from mesh.rasterise import Fragments, rasterise, vertex_normals
+from mesh.normals import vertex_normals
+from mesh.rasterise import Fragments, rasterise
 from mesh.render import (
     LEFT,
     RIGHT,

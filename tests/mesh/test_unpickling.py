@@ -144,32 +144,32 @@ RECORD = b"(K\x03U\x01|N" + text("a") + b"\x85}" + text("a") + dtype(b"O8") + b"
 
 
 @pytest.mark.parametrize(
-    "program",
+    ("program", "reason"),
     [
-        array(b"K\x01\x85", dtype(b"O8", FORGED_FLAGS), b"U\x08AAAAAAAA"),
-        array(b"K\x01\x85", dtype(b"V8", RECORD), b"U\x08AAAAAAAA"),
-        array(b"K\x01\x85", dtype(b"i4,O8"), b"U\x0cAAAAAAAAAAAA"),
-        array(b"K\x02\x85", dtype(b"f8"), b"U\x08AAAAAAAA"),
-        array(b"J\xff\xff\xff\xffJ\xff\xff\xff\xff\x86", dtype(b"f8"), b"U\x08AAAAAAAA"),
-        array(b"\x8a\x08" + b"\x00" * 5 + b"\x01\x00\x00" + b"K\x00\x86", dtype(b"f8"), b"U\x00"),
-        array(b"\x8a\x08" + b"\xff" * 7 + b"\x7f\x85", dtype(b"S0"), b"U\x00"),
-        array(b"K\x01\x85", NDARRAY, b"U\x08AAAAAAAA"),
-        array(b"K\x01\x85", EMPTY_ARRAY, b"U\x08AAAAAAAA"),
-        array(b"K\x01\x85", dtype(b"f8"), b"K\x08"),
-        EMPTY_ARRAY + b"}" + text("__array_interface__") + b"Nsb",
-        call(b"numpy.core.multiarray\nscalar", dtype(b"O8"), b"U\x08AAAAAAAA"),
-        call(b"numpy.core.multiarray\nscalar", dtype(b"f8"), b"U\x04AAAA"),
-        call(b"numpy._core.numeric\n_frombuffer", EMPTY_ARRAY, dtype(b"f8"), b"K\x00\x85", text("C")),
+        (array(b"K\x01\x85", dtype(b"O8", FORGED_FLAGS), b"U\x08AAAAAAAA"), "object array data of type str"),
+        (array(b"K\x01\x85", dtype(b"O8"), b"U\x01A"), "object array data of type str"),
+        (array(b"K\x01\x85", dtype(b"f8", RECORD), b"U\x08AAAAAAAA"), "record type"),
+        (array(b"K\x01\x85", dtype(b"V8"), b"U\x08AAAAAAAA"), "numpy type V8"),
+        (array(b"K\x01\x85", dtype(b"i4,O8"), b"U\x0cAAAAAAAAAAAA"), "numpy type i4,O8"),
+        (array(b"\x8a\x08" + b"\xff" * 7 + b"\x7f\x85", dtype(b"S0"), b"U\x00"), "zero size"),
+        (array(b"K\x02\x85", dtype(b"f8"), b"U\x08AAAAAAAA"), "data for 1 entries"),
+        (array(b"J\xff\xff\xff\xffJ\xff\xff\xff\xff\x86", dtype(b"f8"), b"U\x08AAAAAAAA"), "negative or absurd size"),
+        (array(b"\x8a\x08" + b"\0" * 5 + b"\1\0\0K\x00\x86", dtype(b"f8"), b"U\x00"), "negative or absurd size"),
+        (array(b"](K\x01e", dtype(b"f8"), b"U\x08AAAAAAAA"), "no tuple of integers"),
+        (array(b"K\x01\x85", NDARRAY, b"U\x08AAAAAAAA"), "forged type"),
+        (array(b"K\x01\x85", EMPTY_ARRAY, b"U\x08AAAAAAAA"), "forged type"),
+        (array(b"K\x01\x85", dtype(b"f8"), b"K\x08"), "array data of type int"),
+        (EMPTY_ARRAY + b"}" + text("__array_interface__") + b"Nsb", "damaged"),
+        (call(b"numpy.core.multiarray\nscalar", dtype(b"O8"), b"U\x08AAAAAAAA"), "object array data of type str"),
+        (call(b"numpy.core.multiarray\nscalar", dtype(b"f8"), b"U\x04AAAA"), "data for 0 entries"),
+        (
+            call(b"numpy._core.numeric\n_frombuffer", EMPTY_ARRAY, dtype(b"f8"), b"K\x00\x85", text("C")),
+            "array data of type ndarray",
+        ),
     ],
 )
-def test_a_forged_array_is_refused_before_numpy_sees_it(program: bytes, tmp_path: Path) -> None:
-    refusal(program + b".", tmp_path)
-
-
-def test_numpy_alone_would_have_followed_the_forged_pointer() -> None:
-    program = array(b"K\x01\x85", dtype(b"O8", FORGED_FLAGS), b"U\x08AAAAAAAA") + b"."
-    code = f"import pickle; print(pickle.loads({program!r}, encoding='latin1')[0])"
-    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True).returncode < 0
+def test_a_forged_array_is_refused_before_numpy_sees_it(program: bytes, reason: str, tmp_path: Path) -> None:
+    assert reason in refusal(program + b".", tmp_path)
 
 
 @pytest.mark.parametrize(

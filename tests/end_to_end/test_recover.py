@@ -1,0 +1,205 @@
+"""The real command line on the real samples, and on everything that can be wrong with its input."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from mesh.body import load_body
+from mesh.errors import InputError
+from mesh.joints import COCO17, HUMAN36M17
+from tools import cli, command, recover
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "data" / "samples"
+BODY = load_body()
+
+
+def detector_is_there() -> bool:
+    from data.detector_files import detector_paths
+
+    try:
+        detector_paths()
+    except InputError:
+        return False
+    return True
+
+
+needs_detector = pytest.mark.skipif(not detector_is_there(), reason="the detector's files are not there: make setup")
+
+
+def run(*argv: object) -> int:
+    return command.run(recover.main, [str(a) for a in argv])
+
+
+@pytest.fixture
+def standing() -> np.ndarray:
+    """COCO-17 joints of the free body facing the camera, 400 px to the metre."""
+    joints = BODY.regressor(COCO17) @ BODY.template
+    return (joints[:, :2] * (400, -400) + (500, 600)).astype(np.float32)
+
+
+@needs_detector
+@pytest.mark.assets
+def test_a_photo_becomes_a_plausible_mesh(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/recover.py", SAMPLES / "balance.jpg", "--out", tmp_path],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1 mesh recovered" in done.stdout
+    mesh = trimesh.load(tmp_path / "balance_0.obj", process=False)
+    assert isinstance(mesh, trimesh.Trimesh)
+    assert mesh.vertices.shape == (6890, 3) and mesh.is_watertight and mesh.volume > 0.03
+    joints = dict(zip(HUMAN36M17.names, BODY.regressor(HUMAN36M17) @ mesh.vertices))
+    limbs = [("hip", "knee"), ("knee", "ankle"), ("shoulder", "elbow"), ("elbow", "wrist")]
+    lengths = [np.linalg.norm(joints[f"{s}_{a}"] - joints[f"{s}_{b}"]) for s in ("left", "right") for a, b in limbs]
+    assert min(lengths) > 0.15 and max(lengths) < 0.6
+    with np.load(tmp_path / "balance_0.npz") as result:
+        placed = (BODY.regressor(COCO17) @ result["vertices"])[:, :2] * result["camera"][0] + result["camera"][1:]
+        names = result["keypoint_names"].tolist()
+        detected = result["keypoints2d"][[names.index(n) for n in COCO17.names]]
+        np.testing.assert_allclose(result["vertices"] * (1, -1, -1), mesh.vertices, atol=1e-5)
+    size = np.ptp(detected, axis=0).max()
+    assert np.linalg.norm(placed - detected, axis=1).mean() < 0.12 * size
+    with Image.open(tmp_path / "balance_overlay.png") as picture:
+        assert picture.size[1] == 1280 and picture.size[0] > 2 * 725
+
+
+@needs_detector
+@pytest.mark.assets
+def test_both_people_in_the_park_are_found(tmp_path: Path) -> None:
+    assert run(SAMPLES / "park.jpg", "--out", tmp_path, "--no-overlay") == 0
+    assert sorted(p.name for p in tmp_path.glob("*.obj")) == ["park_0.obj", "park_1.obj"]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [person["files"] for person in summary["inputs"][0]["people"]] == [
+        ["park_0.obj", "park_0.npz"], ["park_1.obj", "park_1.npz"]
+    ]  # fmt: skip
+    assert not list(tmp_path.glob("*.png")) and not list(tmp_path.glob(".*"))
+
+
+@needs_detector
+@pytest.mark.assets
+def test_a_picture_without_people_and_a_broken_one_fail_and_the_others_are_written(tmp_path: Path, capsys) -> None:
+    Image.new("RGB", (320, 240), (90, 120, 60)).save(tmp_path / "meadow.png")
+    (tmp_path / "text.jpg").write_text("not a picture")
+    inputs = [tmp_path / "meadow.png", tmp_path / "text.jpg", SAMPLES / "balance.jpg"]
+    assert run(*inputs, "--out", tmp_path / "out", "--no-overlay") == 1
+    errors = capsys.readouterr().err
+    assert "meadow.png: no person found" in errors and "text.jpg" in errors
+    assert (tmp_path / "out" / "balance_0.obj").is_file()
+    failed = json.loads((tmp_path / "out" / "summary.json").read_text())["failed"]
+    assert [Path(f["input"]).name for f in failed] == ["meadow.png", "text.jpg"]
+
+
+def test_a_standing_pose_becomes_a_standing_body(tmp_path: Path, standing: np.ndarray) -> None:
+    np.save(tmp_path / "pose.npy", standing[None])
+    assert run(tmp_path / "pose.npy", "--joint-set", "coco17", "--format", "obj,npz", "--out", tmp_path) == 0
+    mesh = trimesh.load(tmp_path / "pose_0.obj", process=False)
+    joints = dict(zip(HUMAN36M17.names, BODY.regressor(HUMAN36M17) @ mesh.vertices))
+    assert 1.2 < np.ptp(mesh.vertices[:, 1]) < 2.1
+    assert joints["head"][1] > 0.4 and joints["left_ankle"][1] < -0.5 and joints["right_ankle"][1] < -0.5
+    # Whoever faces the camera has the left hand where the picture has its right, that is at positive x.
+    assert joints["left_wrist"][0] > 0.3 and joints["right_wrist"][0] < -0.3
+
+
+def test_many_poses_run_as_batches_into_one_file(tmp_path: Path, standing: np.ndarray) -> None:
+    poses = standing + np.random.default_rng(0).normal(0, 4, (600, 17, 2))
+    np.savez(tmp_path / "poses.npz", keypoints=poses)
+    assert run(tmp_path / "poses.npz", "--joint-set", "coco17", "--out", tmp_path / "o") == 0
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["poses.npz", "summary.json"]
+    with np.load(tmp_path / "o" / "poses.npz") as result:
+        assert result["vertices"].shape == (600, 6890, 3) and np.isfinite(result["vertices"]).all()
+        assert result["camera"].shape == (600, 3) and result["flags"].shape == (600,)
+
+
+def test_joints_given_for_a_photo_replace_the_detector(tmp_path: Path, standing: np.ndarray, monkeypatch) -> None:
+    monkeypatch.setenv("MESHRECOVERY_CACHE", str(tmp_path / "empty"))  # no detector there
+    Image.new("RGB", (1000, 1100), (200, 200, 200)).save(tmp_path / "studio.png")
+    people = [{"image_id": "studio.png", "category_id": 1, "score": 1.0,
+               "keypoints": np.append(standing, np.ones((17, 1)), axis=1).ravel().tolist()}]  # fmt: skip
+    (tmp_path / "k.json").write_text(json.dumps(people))
+    assert run(tmp_path / "studio.png", "--keypoints", tmp_path / "k.json", "--out", tmp_path / "o") == 0
+    with Image.open(tmp_path / "o" / "studio_overlay.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    over = pixels[:, 1000:2000]
+    body = (np.abs(over.astype(int) - 200).max(-1) > 20).mean()
+    assert 0.05 < body < 0.4  # a body stands in the second panel
+
+
+def test_a_missing_detector_says_how_to_get_it(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("MESHRECOVERY_CACHE", str(tmp_path / "empty"))
+    assert run(SAMPLES / "balance.jpg", "--out", tmp_path / "o") == 2
+    assert "make setup" in capsys.readouterr().err
+
+
+class Hostile:
+    def __reduce__(self):
+        return (os.system, ("touch canary",))
+
+
+def wrong_calls(tmp: Path) -> dict[str, tuple[list[object], str]]:
+    np.save(tmp / "thirteen.npy", np.ones((2, 13, 2)))
+    np.save(tmp / "nan.npy", np.full((2, 17, 2), np.nan))
+    np.save(tmp / "good.npy", np.random.default_rng(0).normal(300, 90, (2, 17, 2)))
+    (tmp / "body.npz").write_bytes(b"PK\x03\x04 not an archive")
+    (tmp / "body.pkl").write_bytes(pickle.dumps(Hostile()))
+    (tmp / "weights.safetensors").write_bytes(b"nonsense")
+    (tmp / "file").write_text("")
+    good = [tmp / "good.npy", "--joint-set", "coco17"]
+    return {
+        "nothing": ([], "nothing to do"),
+        "missing file": ([tmp / "none.jpg"], "no such input"),
+        "13 joints": ([tmp / "thirteen.npy"], "13 joints"),
+        "NaN": ([tmp / "nan.npy", "--joint-set", "coco17"], "NaN"),
+        "joint set": ([tmp / "good.npy", "--joint-set", "cocoo17"], "did you mean 'coco17'"),
+        "wrong joint set": ([tmp / "good.npy", "--joint-set", "mpii16"], "16"),
+        "format": ([*good, "--format", "fbx"], "obj, ply, glb, npz"),
+        "corrupt body": ([*good, "--body", tmp / "body.npz"], "body.npz"),
+        "hostile body": ([*good, "--body", tmp / "body.pkl"], "not allowed"),
+        "bad weights": ([*good, "--weights", tmp / "weights.safetensors"], "safetensors"),
+        "output is a file": ([*good, "--out", tmp / "file"], "cannot make the output folder"),
+    }
+
+
+@pytest.mark.parametrize("case", [
+    "nothing", "missing file", "13 joints", "NaN", "joint set", "wrong joint set", "format", "corrupt body",
+    "hostile body", "bad weights", "output is a file",
+])  # fmt: skip
+def test_a_wrong_call_is_one_line_and_exit_code_2(case: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv, message = wrong_calls(tmp_path)[case]
+    out = [] if "--out" in argv else ["--out", tmp_path / "out"]
+    assert run(*argv, *out) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not (tmp_path / "out").exists() and not (tmp_path / "canary").exists()
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root can write everywhere")
+def test_a_read_only_output_folder_is_one_line(tmp_path: Path, capsys) -> None:
+    np.save(tmp_path / "good.npy", np.random.default_rng(0).normal(300, 90, (2, 17, 2)))
+    (tmp_path / "locked").mkdir(mode=0o555)
+    assert run(tmp_path / "good.npy", "--joint-set", "coco17", "--out", tmp_path / "locked") == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_explains_itself(name: str, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([name, "--help"])
+    assert caught.value.code == 0 and "usage: " in capsys.readouterr().out
+
+
+def test_an_unknown_command_lists_the_known_ones(capsys) -> None:
+    assert cli.main(["recovr"]) == 2
+    assert "train-posenet" in capsys.readouterr().err
