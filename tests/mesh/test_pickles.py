@@ -148,7 +148,11 @@ def test_a_selection_of_itself_is_refused(chumpy: types.SimpleNamespace, tmp_pat
         ({"indptr": np.array([0] + [10**6] * 12, np.int32)}, "contradictory indices"),
         ({"indptr": np.array([0, 10**6] + [0] * 10 + [12], np.int32)}, "contradictory indices"),
         ({"indptr": np.array([0] * 12 + [12], np.int32)[1:]}, "contradictory indices"),
-        ({"indptr": np.array([0, 2**63 - 1, -(2**63) + 2] + [12] * 10)}, "contradictory indices"),
+        ({"indptr": np.array([1, *range(1, 13)])}, "contradictory indices"),
+        (
+            {"indptr": np.array([0, 2**62, 2**63 - 1, -(2**63), -(2**62)] + [12] * 8)},
+            "contradictory indices",  # each step is positive, once it has overflowed
+        ),
         (
             {"data": np.zeros(0), "indices": np.zeros(0, np.int32), "indptr": np.array([0, 10**9] + [0] * 11)},
             "contradictory indices",  # scipy's own full check lets this pass and writes to foreign memory
