@@ -44,6 +44,7 @@ class MeshNetConfig:
     rescaling: Literal["spectral", "legacy"] = "spectral"
     linear_skip: bool = True  # add a linear map of the 3D joints, so that the graph learns what is left
     upsampling_terms: int = 12
+    upsampling_bodies: int = 128  # posed bodies that the up-sampling is fitted to
 
 
 class GraphBlock(nn.Module):

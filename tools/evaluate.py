@@ -45,11 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, measure, print the table."""
     args = parser().parse_args(argv)
     from mesh.errors import InputError
-    from tools.experiment import choose_device, load_experiment
+    from tools.experiment import load_experiment
 
     if args.dataset == "poses" and not args.root:
         raise InputError("--dataset poses needs --root FILE.npz")
-    device = choose_device(args.device)
+    device = command.choose_device(args.device)
     report = {name: _measure(args, load_experiment(args.config), name, device) for name in args.input}
     width = max(len(metric) for scores in report.values() for metric in scores)
     print(f"{'':{width}}  " + "  ".join(f"{name:>8}" for name in report))

@@ -138,10 +138,3 @@ def experiment_body(config: ExperimentConfig) -> Body:
 def synthesiser(config: ExperimentConfig, body: Body, *, validation: bool, device: torch.device) -> Synthesiser:
     """Samples of the training or the validation poses."""
     return Synthesiser(pose_source(config.poses, validation=validation), body, config.synthesis, device=device)
-
-
-def choose_device(name: str) -> torch.device:
-    """auto, cpu or cuda; asking for a device that is not there is an error."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this machine has no CUDA device that torch can use; take --device cpu")
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

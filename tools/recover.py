@@ -149,9 +149,8 @@ def _detector(jobs: Sequence[Job]) -> Detector | None:
 
 def _recovery(args: argparse.Namespace) -> MeshRecovery:
     from gcn.recovery import MeshRecovery
-    from tools.experiment import choose_device
 
-    return MeshRecovery.from_pretrained(args.weights, body=args.body, device=choose_device(args.device))
+    return MeshRecovery.from_pretrained(args.weights, body=args.body, device=command.choose_device(args.device))
 
 
 def _recover(

@@ -42,7 +42,6 @@ from mesh.joints import HUMAN36M17
 from mesh.samples import Batch
 from tools.experiment import ExperimentConfig, RunFolder, experiment_body, pose_source, posed_bodies, synthesiser
 
-BODIES_FOR_UPSAMPLING = 128
 VALIDATION_BATCH = 256
 _VALIDATION_SEED = 2**32  # added to the run's seed: apart from every training step
 ACKNOWLEDGEMENT = (
@@ -55,19 +54,17 @@ def validation_batches(
     config: ExperimentConfig, body: Body, device: torch.device, *, with_vertices: bool
 ) -> dict[str, list[Batch]]:
     """Fixed samples of held-out poses: "exact" 2D, and "noisy" 2D as a detector gives."""
-    count = -(-config.validation_poses // VALIDATION_BATCH)
+    count = config.validation_poses
+    sizes = [min(VALIDATION_BATCH, count - start) for start in range(0, count, VALIDATION_BATCH)]
     batches = {}
     for name, clean in (("exact", 1.0), ("noisy", 0.0)):
         noise = replace(config.synthesis.noise, clean=clean)
         synthesis = replace(config.synthesis, noise=noise)
         source = synthesiser(replace(config, synthesis=synthesis), body, validation=True, device=device)
+        seed = config.seed + _VALIDATION_SEED
         batches[name] = [
-            source.batch(
-                VALIDATION_BATCH,
-                step_generator(config.seed + _VALIDATION_SEED, i, device),
-                with_vertices=with_vertices,
-            )
-            for i in range(count)
+            source.batch(size, step_generator(seed, i, device), with_vertices=with_vertices)
+            for i, size in enumerate(sizes)
         ]
     return batches
 
@@ -170,8 +167,8 @@ def train_meshnet(config: ExperimentConfig, path: Path, *, resume: bool, device:
 
 def mesh_graph(config: ExperimentConfig, body: Body) -> MeshGraph:
     """The body's graph, its up-sampling fitted to bodies in training poses."""
-    generator = step_generator(config.seed, 0)
-    posed = posed_bodies(pose_source(config.poses, validation=False), body, BODIES_FOR_UPSAMPLING, generator)
+    generator, source = step_generator(config.seed, 0), pose_source(config.poses, validation=False)
+    posed = posed_bodies(source, body, config.model.meshnet.upsampling_bodies, generator)
     return build_graph(config.model.meshnet, body, posed)
 
 

@@ -31,7 +31,7 @@ def run_stage(stage: Literal["posenet", "meshnet", "labeling"], purpose: str | N
         torch.set_num_threads(args.threads)
     path = Path(args.runs) / (args.name or f"{Path(args.config).stem}_{stage}")
     train = {"posenet": stages.train_posenet, "meshnet": stages.train_meshnet, "labeling": stages.train_labeling}[stage]
-    train(config, path, resume=args.resume, device=experiment.choose_device(args.device))
+    train(config, path, resume=args.resume, device=command.choose_device(args.device))
     return 0
 
 

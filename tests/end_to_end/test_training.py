@@ -15,7 +15,8 @@ from tools import command, evaluate, recover, train_labeling, train_meshnet, tra
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 TINY = (
-    "validation_poses=64", "model.posenet.width=32", "model.posenet.blocks=1", "model.labeling.width=16",
+    "validation_poses=8", "model.meshnet.upsampling_bodies=4",
+    "model.posenet.width=32", "model.posenet.blocks=1", "model.labeling.width=16",
     *(f"{stage}_training.{key}" for stage in ("posenet", "labeling", "meshnet")
       for key in ("batch_size=8", "steps=6", "validate_every=3", "log_every=2", "optim.warmup_steps=2")),
 )  # fmt: skip
