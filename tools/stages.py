@@ -109,9 +109,8 @@ def train_labeling(config: ExperimentConfig, path: Path, *, resume: bool, device
         for name, batches in held_out.items():
             errors = means(labeling_errors(model, config.model, batches))
             scores |= {f"{name}/{metric}": value for metric, value in errors.items()}
-            scores[f"{name}/share_wrong"] = (
-                PRIOR_EXCHANGED * errors["exchange_missed"] + (1 - PRIOR_EXCHANGED) * errors["wrongly_exchanged"]
-            )
+            wrong = PRIOR_EXCHANGED * errors["exchange_missed"] + (1 - PRIOR_EXCHANGED) * errors["wrongly_exchanged"]
+            scores["share_wrong"] = scores.get("share_wrong", 0.0) + wrong / len(held_out)
         return scores
 
     def batches(step: int) -> Batch:
@@ -122,7 +121,7 @@ def train_labeling(config: ExperimentConfig, path: Path, *, resume: bool, device
     _run(
         config, config.labeling_training, labeling, path, resume=resume, device=device, batches=batches,
         terms=lambda batch: labeling_terms(labeling, config.model, batch, generator),
-        validate=validate, best_by="noisy/share_wrong",
+        validate=validate, best_by="share_wrong",
     )  # fmt: skip
 
 
