@@ -110,6 +110,8 @@ def test_an_unknown_set_is_answered_with_the_nearest_known_one() -> None:
     assert joint_set("coco19") is COCO19
     with pytest.raises(InputError, match=r"'cocco17'.*did you mean 'coco17'\?.*Known: coco17, coco19"):
         joint_set("cocco17")
+    with pytest.raises(InputError, match=r"did you mean 'smpl24'\?"):
+        joint_set("smpl")
     with pytest.raises(InputError, match=r"unknown joint set ''\. Known: coco17") as caught:
         joint_set("")
     assert "did you mean" not in str(caught.value)

@@ -242,7 +242,7 @@ def test_a_file_cut_short_is_refused(length: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"# a text file\n", b"<html>", b"PK\x03\x04", b"\x89PNG\r\n", b"Hello.", b"\x80\x63."]
+    "content", [b"", b"J\x01.", b"# a text file\n", b"<html>", b"PK\x03\x04", b"\x89PNG\r\n", b"Hello.", b"\x80\x63."]
 )
 def test_a_file_that_is_no_pickle_is_refused(content: bytes, tmp_path: Path) -> None:
     assert "no pickle file" in refusal(content, tmp_path)
