@@ -83,7 +83,10 @@ def _body_from_arrays(arrays: Mapping[str, np.ndarray], *, name: str) -> Body:
     template = np.asarray(arrays["v_template"], np.float32)
     num_vertices, num_joints = len(template), arrays["weights"].shape[-1]
     shape_dirs = np.asarray(arrays["shapedirs"], np.float32)[..., :NUM_SHAPE]
-    parents = np.asarray(arrays["kintree_table"])[0].astype(np.int64)
+    tree = np.asarray(arrays["kintree_table"])
+    if tree.ndim != 2 or tree.shape[1] != num_joints:
+        raise InputError(f"body {name}: kintree_table must have shape (2, {num_joints}), got {tree.shape}")
+    parents = tree[0].astype(np.int64)
     parents[(parents >= num_joints) | (parents < 0)] = -1  # the root's parent is -1, or 2**32 - 1 in original files
     body = Body(
         name=name,

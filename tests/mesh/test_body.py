@@ -76,6 +76,7 @@ def test_more_shape_coefficients_than_ten_are_cut(tmp_path: Path, arrays: dict[s
         ("f", lambda a: a + 7000, "faces name vertices outside"),
         ("posedirs", lambda a: a[..., :100], r"posedirs must have shape \(6890, 3, 207\), got \(6890, 3, 100\)"),
         ("kintree_table", lambda a: a[:, ::-1], "every parent before its children"),
+        ("kintree_table", lambda a: a[0], r"kintree_table must have shape \(2, 24\), got \(24,\)"),
     ],
 )
 def test_a_broken_body_is_refused_in_one_line(
