@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from mesh.errors import require
 from mesh.joints import COCO17
 
 # Per-joint constants of the COCO keypoint evaluation (cocodataset.org, "keypoints evaluation"): relative annotation sd.
@@ -50,6 +51,12 @@ class NoiseConfig:
     drop_limb: float = 0.25
     drop_face_side: float = 0.25
     cut_off: float = 0.1  # probability that the picture ends within the person
+
+    def __post_init__(self) -> None:
+        for name in ("clean", "outlier", "drop_joint", "drop_limb", "drop_face_side", "cut_off", "definition_width"):
+            require(0 <= getattr(self, name) <= 1, f"noise.{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("jitter", "jitter_spread", "outlier_sd", "definition_shift"):
+            require(getattr(self, name) >= 0, f"noise.{name} must not be negative, got {getattr(self, name)}")
 
 
 def person_size(keypoints: Tensor) -> Tensor:

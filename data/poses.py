@@ -65,4 +65,9 @@ def read_poses(
 def _column(columns: dict[str, np.ndarray], key: str, path: Path) -> np.ndarray:
     if key not in columns:
         raise InputError(f"{path} has no {key!r} column, which the selection by {key} needs")
-    return columns[key]
+    column = columns[key]
+    if column.shape != columns["poses"].shape[:1] or column.dtype.kind not in "iu":
+        raise InputError(
+            f"{path}: {key!r} must be {len(columns['poses'])} whole numbers, got {column.dtype}{column.shape}"
+        )
+    return column

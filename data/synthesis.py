@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from data.noise import NoiseConfig, imitate_detector
 from mesh.body import Body
 from mesh.camera import project
+from mesh.errors import require
 from mesh.joints import COCO17, COCO19, HUMAN36M17, SMPL24
 from mesh.rotation import axis_angle_to_quaternion, quaternion_multiply, quaternion_to_matrix, rotation_about
 from mesh.samples import Batch
@@ -40,6 +41,12 @@ class CameraConfig:
     tilted: float = 0.15  # share of samples whose whole body is turned further
     tilt_sd_deg: float = 46.0
 
+    def __post_init__(self) -> None:
+        for name in ("focal", "fill"):
+            low, high = getattr(self, name)
+            require(0 < low <= high, f"camera.{name} must be two ascending positive numbers, got {[low, high]}")
+        require(0 <= self.tilted <= 1, f"camera.tilted must lie in [0, 1], got {self.tilted}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisConfig:
@@ -49,6 +56,10 @@ class SynthesisConfig:
     mirror: float = 0.5
     camera: CameraConfig = field(default_factory=CameraConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+
+    def __post_init__(self) -> None:
+        require(self.shape_sd >= 0, f"synthesis.shape_sd must not be negative, got {self.shape_sd}")
+        require(0 <= self.mirror <= 1, f"synthesis.mirror must lie in [0, 1], got {self.mirror}")
 
 
 def mirror_pose(quaternion: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gcn.posenet import ResidualBlock
+from mesh.errors import require
 from mesh.joints import COCO19, JointSet
 
 # BlazePose exchanged the whole body in about 9 % of the views of a multi-view recording.
@@ -27,6 +28,9 @@ class LabelingConfig:
 
     width: int = 256
     blocks: int = 2
+
+    def __post_init__(self) -> None:
+        require(self.width >= 1 and self.blocks >= 0, f"labeling needs width >= 1 and blocks >= 0, got {self}")
 
 
 class LabelingNet(nn.Module):

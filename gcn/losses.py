@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from mesh.errors import require
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
@@ -21,6 +23,9 @@ class LossWeights:
     lift_joint: float = 1.0
     labeling: float = 1.0
     surface_share: float = 1.0  # share of a batch on which the dear normal and edge terms are computed
+
+    def __post_init__(self) -> None:
+        require(0 < self.surface_share <= 1, f"loss.surface_share must lie in (0, 1], got {self.surface_share}")
 
 
 def masked_mean(per_sample: Tensor, valid: Tensor) -> Tensor:

@@ -15,12 +15,13 @@ from gcn.graph import Rescaling, joint_adjacency, normalised_laplacian, rescale_
 from gcn.layers.chebyshev import ChebConv, Operator
 from gcn.layers.sparse import SparseMatrix
 from gcn.upsampling import Upsampling
+from mesh.errors import require
 from mesh.joints import JointSet
 
 # Channels of each block and the graph level it works on; between blocks of different level stands an up-sampling.
 Plan = tuple[tuple[int, tuple[int, ...]], ...]
 PLANS: dict[str, Plan] = {
-    # The original network: nine blocks from level 7 to all vertices (reference figures in ARCHITECTURE.md).
+    # The original network: nine blocks from level 7 to all vertices .
     "full": (
         (7, (64, 128, 256)),
         *((level, (256, 256, 256)) for level in (6, 5, 4, 3)),
@@ -45,6 +46,11 @@ class MeshNetConfig:
     linear_skip: bool = True  # add a linear map of the 3D joints, so that the graph learns what is left
     upsampling_terms: int = 12
     upsampling_bodies: int = 128  # posed bodies that the up-sampling is fitted to
+
+    def __post_init__(self) -> None:
+        require(self.order >= 1, f"meshnet.order must be at least 1, got {self.order}")
+        require(1 <= self.upsampling_terms <= 64, f"meshnet.upsampling_terms: 1 to 64, got {self.upsampling_terms}")
+        require(self.upsampling_bodies >= 1, f"meshnet.upsampling_bodies: at least 1, got {self.upsampling_bodies}")
 
 
 class GraphBlock(nn.Module):

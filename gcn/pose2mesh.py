@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,13 @@ class Pose2Mesh(nn.Module):
             rescaling=m.rescaling, linear_skip=m.linear_skip,
         )  # fmt: skip
 
+    def train(self, mode: bool = True) -> Pose2Mesh:
+        """A frozen lifter stays in evaluation mode: no dropout, no moving statistics."""
+        super().train(mode)
+        if not any(p.requires_grad for p in self.posenet.parameters()):
+            self.posenet.eval()
+        return self
+
     def forward(self, keypoints_px: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 19, 2) px, (B, 19) -> lifted joints (B, 19, 3), vertices (B, V, 3).
 
@@ -99,20 +107,21 @@ def build_labeling(config: ModelConfig) -> LabelingNet:
     return LabelingNet(JOINTS, config.feature_channels, width=config.labeling.width, blocks=config.labeling.blocks)
 
 
-# Where the tensors of a network stand in a weights file.
-_PREFIXES: dict[type[nn.Module], str] = {Pose2Mesh: "", PoseNet: "posenet.", LabelingNet: "labeling."}
+# What a weights file can hold.
+_KINDS: dict[type[nn.Module], str] = {Pose2Mesh: "pose2mesh", PoseNet: "posenet", LabelingNet: "labeling"}
 
 
 def save_weights(path: Path, model: nn.Module, config: ModelConfig, notes: Mapping[str, str]) -> None:
     """Write a network's weights as safetensors in half precision, with config, graph and its hash. Atomic."""
     from safetensors.torch import save_file
 
-    prefix = _PREFIXES[type(model)]
+    prefix = "" if isinstance(model, Pose2Mesh) else f"{_KINDS[type(model)]}."
     tensors = {
         prefix + name: value.half() if value.is_floating_point() else value
         for name, value in model.state_dict().items()
     }
-    metadata = {"format": FORMAT, "config": json.dumps(asdict(config)), **notes}
+    kind = _KINDS[type(model)]
+    metadata = {"format": FORMAT, "kind": kind, "config": json.dumps(asdict(config)), **notes}
     if isinstance(model, Pose2Mesh):
         hierarchy, upsampling = model.graph.hierarchy, model.graph.upsampling
         metadata["graph"] = hierarchy.digest
@@ -126,7 +135,7 @@ def save_weights(path: Path, model: nn.Module, config: ModelConfig, notes: Mappi
     temporary.replace(path)
 
 
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_weights(path: Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -139,7 +148,23 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"{path} is not a readable safetensors file: {exc}") from exc
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} holds no {FORMAT} (format {metadata.get('format')!r}); train with this version")
+    if metadata.get("kind") not in kinds:
+        raise InputError(f"{path} holds {metadata.get('kind')} weights; expected {' or '.join(kinds)}")
+    broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise InputError(f"{path}: {broken[0]} holds NaN or infinity")
     return tensors, metadata
+
+
+@contextlib.contextmanager
+def _consistent(path: Path) -> Iterator[None]:
+    """Turns what a file with a right header and wrong contents leads to into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as exc:
+        raise InputError(f"{path} does not fit its own description: {str(exc).splitlines()[0]}") from exc
 
 
 def _model_config(metadata: Mapping[str, str]) -> ModelConfig:
@@ -158,42 +183,45 @@ def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def load_labeling(path: str | Path) -> tuple[LabelingNet, ModelConfig]:
     """The left/right network of a weights file, in evaluation mode, and the config it was trained with."""
-    tensors, metadata = _read_weights(Path(path))
-    config = _model_config(metadata)
-    labeling = build_labeling(config)
-    labeling.load_state_dict(_strip(tensors, "labeling."))
+    path = Path(path)
+    tensors, metadata = _read_weights(path, "labeling")
+    with _consistent(path):
+        config = _model_config(metadata)
+        labeling = build_labeling(config)
+        labeling.load_state_dict(_strip(tensors, "labeling."))
     return labeling.eval(), config
 
 
 def load_posenet(path: str | Path) -> tuple[PoseNet, ModelConfig]:
     """The lifter of a weights file, in evaluation mode, and the config it was trained with."""
-    tensors, metadata = _read_weights(Path(path))
-    config = _model_config(metadata)
-    posenet = build_posenet(config)
-    posenet.load_state_dict(_strip(tensors, "posenet."))
+    path = Path(path)
+    tensors, metadata = _read_weights(path, "posenet", "pose2mesh")
+    with _consistent(path):
+        config = _model_config(metadata)
+        posenet = build_posenet(config)
+        posenet.load_state_dict(_strip(tensors, "posenet."))
     return posenet.eval(), config
 
 
 def load_pose2mesh(path: str | Path, body: Body) -> Pose2Mesh:
-    """Both networks of a weights file, in evaluation mode; refuses weights of another mesh than the body's."""
-    tensors, metadata = _read_weights(Path(path))
-    if "graph" not in metadata:
-        raise InputError(f"{path} holds a lifter only; train the mesh network with tools/train_meshnet.py")
-    config = _model_config(metadata)
-    graph_tensors = _strip(tensors, "graph.")
-    parents = [graph_tensors[f"parent{i}"].numpy() for i in range(sum(k.startswith("parent") for k in graph_tensors))]
-    hierarchy = hierarchy_from_parents(body.edges, body.num_vertices, parents)
-    if hierarchy.digest != metadata["graph"]:
-        raise InputError(f"{path} was trained on another mesh than {body.name}: their graphs differ")
-    upsampling = None
-    if "upsampling_nodes" in graph_tensors:
-        nodes = graph_tensors["upsampling_nodes"].numpy().astype(np.int64)
-        upsampling = Upsampling(nodes=nodes, weights=graph_tensors["upsampling_weights"].numpy())
-    model = Pose2Mesh(config, MeshGraph(hierarchy=hierarchy, upsampling=upsampling))
-    networks = {**_prefixed(tensors, "posenet."), **_prefixed(tensors, "meshnet.")}
-    model.load_state_dict(networks)
+    """Lifter and mesh network of a weights file, in evaluation mode; refuses weights of another mesh."""
+    path = Path(path)
+    tensors, metadata = _read_weights(path, "pose2mesh")
+    with _consistent(path):
+        model = Pose2Mesh(_model_config(metadata), _read_graph(_strip(tensors, "graph."), metadata, body, path))
+        networks = {name: value for name, value in tensors.items() if not name.startswith("graph.")}
+        model.load_state_dict(_strip(networks, ""))
     return model.eval()
 
 
-def _prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {prefix + name: value for name, value in _strip(tensors, prefix).items()}
+def _read_graph(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], body: Body, path: Path) -> MeshGraph:
+    parents = [tensors[f"parent{i}"].numpy() for i in range(sum(k.startswith("parent") for k in tensors))]
+    hierarchy = hierarchy_from_parents(body.edges, body.num_vertices, parents)
+    if hierarchy.digest != metadata["graph"]:
+        raise InputError(f"{path} was trained on another mesh than {body.name}: their graphs differ")
+    if "upsampling_nodes" not in tensors:
+        return MeshGraph(hierarchy=hierarchy, upsampling=None)
+    nodes = tensors["upsampling_nodes"].numpy().astype(np.int64)
+    return MeshGraph(
+        hierarchy=hierarchy, upsampling=Upsampling(nodes=nodes, weights=tensors["upsampling_weights"].numpy())
+    )

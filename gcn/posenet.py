@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from mesh.errors import require
 from mesh.joints import JointSet
 
 NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
@@ -20,6 +21,10 @@ class PoseNetConfig:
     blocks: int = 3
     dropout: float = 0.0
     norm: Literal["batch", "layer"] = "layer"
+
+    def __post_init__(self) -> None:
+        require(self.width >= 1 and self.blocks >= 0, f"posenet needs width >= 1 and blocks >= 0, got {self}")
+        require(0 <= self.dropout < 1, f"posenet.dropout must lie in [0, 1), got {self.dropout}")
 
 
 class ResidualBlock(nn.Module):

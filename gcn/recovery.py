@@ -113,6 +113,7 @@ class MeshRecovery:
         mirrored = list(JOINTS.flip_permutation)
         positions = torch.where(exchanged[:, None, None], positions[:, mirrored], positions)
         confidence = torch.where(exchanged[:, None], confidence[:, mirrored], confidence)
+        valid &= self.model.config.features(positions, confidence)[..., :2].abs().amax((1, 2)) > 0
         _, vertices = self.model(positions, confidence)
         joints = self._regress(vertices.transpose(0, 1)).transpose(0, 1)
         pelvis = joints[:, HUMAN36M17.root_idx, None]

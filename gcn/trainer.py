@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from gcn.layers.sparse import SparseMatrix
 from gcn.losses import LossWeights, SurfaceLoss, point_l1
 from gcn.pose2mesh import ModelConfig, Pose2Mesh
 from gcn.posenet import PoseNet
-from mesh.errors import InputError
+from mesh.errors import InputError, require
 from mesh.samples import Batch
 
 Terms = dict[str, Tensor]
@@ -37,8 +37,9 @@ class OptimConfig:
     clip_norm: float = 1.0  # 0: off
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise InputError(f"optim.lr must be positive, got {self.lr}")
+        require(0 < self.lr < math.inf, f"optim.lr must be positive, got {self.lr}")
+        require(self.weight_decay >= 0, f"optim.weight_decay must not be negative, got {self.weight_decay}")
+        require(self.gamma > 0, f"optim.gamma must be positive, got {self.gamma}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +57,8 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "validate_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"ema must lie in [0, 1), got {self.ema}")
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require(0 <= self.ema < 1, f"ema must lie in [0, 1), got {self.ema}")
 
 
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> Generator:
@@ -164,8 +163,8 @@ def weighted_sum(terms: Terms, weights: LossWeights) -> Tensor:
     """The loss; stops at the first term that is not finite, before anything is updated."""
     total = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
     if not torch.isfinite(total):
-        bad = [name for name, term in terms.items() if not torch.isfinite(term)]
-        raise FloatingPointError(f"loss term {', '.join(bad)} is not finite")
+        bad = [name for name, term in terms.items() if not torch.isfinite(getattr(weights, name) * term)]
+        raise FloatingPointError(f"loss term {', '.join(bad) or 'sum'} is not finite")
     return total
 
 
@@ -186,6 +185,26 @@ def train_step(state: TrainState, config: StageConfig, terms: Callable[[Batch], 
     return {name: value.detach() for name, value in values.items()}
 
 
+@torch.no_grad()
+def estimate_statistics(model: Pose2Mesh, batches: Iterable[Batch]) -> None:
+    """Batch-norm statistics that belong to the weights as they are, from a few training batches.
+
+    Averaged weights need it: the running statistics are those of the weights that were trained, not of their average
+    (Izmailov et al. 2018, section 3.2).
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+    model.train()
+    for batch in batches:
+        model(batch.keypoints_px, batch.confidence)
+    model.eval()
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What the caller does while training goes on: it validates, prints and saves."""
@@ -198,14 +217,20 @@ class Hooks:
 
 def fit(
     state: TrainState, config: StageConfig, terms: Callable[[Batch], Terms], batches: Callable[[int], Batch],
-    hooks: Hooks,
+    hooks: Hooks, *, seed: int = 0,
 ) -> None:  # fmt: skip
-    """Train from `state.step` to the end, validating and saving on the way; batch k is `batches(k)`."""
+    """Train from `state.step` to the end, validating and saving on the way; batch k is `batches(k)`.
+
+    What the networks draw themselves (dropout) is seeded by step as well; the global generators are left as they were.
+    """
     state.model.train()
     start, begun = time.perf_counter(), state.step
     while state.step < config.steps:
         try:
-            values = train_step(state, config, terms, batches(state.step))
+            batch = batches(state.step)
+            with torch.random.fork_rng():
+                torch.manual_seed(step_generator(seed, state.step).initial_seed())
+                values = train_step(state, config, terms, batch)
         except FloatingPointError as exc:
             raise InputError(f"step {state.step}: {exc}; lower optim.lr or look at the data") from exc
         if state.step % config.log_every == 0:

@@ -6,3 +6,9 @@ class InputError(ValueError):
 
     The command lines print its message as one line and end with exit code 2.
     """
+
+
+def require(condition: bool, message: str) -> None:
+    """Refuse a value with one line."""
+    if not condition:
+        raise InputError(message)

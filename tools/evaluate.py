@@ -1,4 +1,4 @@
-"""Measure trained weights on held-out poses seen by random cameras."""
+"""Measure trained weights on poses seen by random cameras, with exact and with detector-like 2D joints."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--weights", help="weights file (default: the weights that ship)")
     p.add_argument("--body", help="SMPL model, .npz or .pkl (default: the free body that ships)")
     p.add_argument(
-        "--dataset", choices=("poses", "prior"), required=True, help="a pose file, or the shipped pose prior"
+        "--dataset",
+        choices=("poses", "prior"),
+        required=True,
+        help="a pose file, or the shipped pose prior (not held out)",
     )
     p.add_argument("--root", help="the pose file of --dataset poses: .npz with 'poses' (N, 24, 3 or 4)")
     p.add_argument("--subjects", type=int, nargs="+", default=[], help="only these people of the pose file")
@@ -34,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--input", choices=("gt", "noisy"), nargs="+", default=["gt", "noisy"], help="exact 2D, or detector-like"
     )
-    p.add_argument("--config", default="configs/default.yaml", help="experiment whose cameras and noise are used")
+    p.add_argument("--config", help="experiment whose cameras and noise are used (default: configs/default.yaml)")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--out", type=Path, help="folder for metrics.json")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -49,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if args.dataset == "poses" and not args.root:
         raise InputError("--dataset poses needs --root FILE.npz")
+    if args.samples < 1:
+        raise InputError(f"--samples must be at least 1, got {args.samples}")
+    args.config = args.config or str(files("configs") / "default.yaml")
     device = command.choose_device(args.device)
     report = {name: _measure(args, load_experiment(args.config), name, device) for name in args.input}
     width = max(len(metric) for scores in report.values() for metric in scores)

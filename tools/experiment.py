@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -19,7 +21,7 @@ from data.synthesis import PoseSource, SynthesisConfig, Synthesiser
 from gcn.pose2mesh import ModelConfig
 from gcn.trainer import StageConfig
 from mesh.body import Body, load_body
-from mesh.errors import InputError
+from mesh.errors import InputError, require
 from mesh.rotation import quaternion_to_matrix
 from mesh.skinning import BodyModel
 
@@ -31,7 +33,7 @@ class PosesConfig:
     source: Literal["prior", "file"] = "prior"
     file: str | None = None
     validation_subjects: tuple[int, ...] = ()
-    max_level: int = 2
+    max_level: int = 4  # of the pose file's nested covers, 0 the coarsest; 4: all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,10 @@ class ExperimentConfig:
     labeling_training: StageConfig = field(default_factory=StageConfig)
     validation_poses: int = 2048
 
+    def __post_init__(self) -> None:
+        require(self.validation_poses >= 1, f"validation_poses must be at least 1, got {self.validation_poses}")
+        require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), got {self.seed}")
+
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
     """Read a YAML strictly, then apply `a.b=c` overrides; unknown keys and wrong types are refused by name."""
@@ -59,9 +65,13 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     try:
         schema = OmegaConf.structured(ExperimentConfig)
         _unlock(schema)
-        merged = OmegaConf.merge(schema, OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        loaded = OmegaConf.load(path)
+        require(isinstance(loaded, DictConfig), f"{path}: expected sections and keys, got a list")
+        merged = OmegaConf.merge(schema, loaded, OmegaConf.from_dotlist(list(overrides)))
         config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as exc:
+    except (YAMLError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path} is not readable YAML: {' '.join(str(exc).split())}") from exc
+    except OmegaConfBaseException as exc:
         lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
         where = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")
         raise InputError(f"{path}: {where + ': ' if where else ''}{lines[0]}") from exc
@@ -91,6 +101,8 @@ def pose_source(config: PosesConfig, *, validation: bool) -> PoseSource:
         return load_pose_prior()
     if config.file is None:
         raise InputError("poses.source is 'file' but poses.file names none; add --set poses.file=PATH.npz")
+    if validation and not config.validation_subjects:
+        print("note: poses.validation_subjects is empty, so the training poses validate", file=sys.stderr)
     split: dict[str, Any] = {
         "subjects" if validation else "except_subjects": config.validation_subjects,
         "max_level": config.max_level,
@@ -108,20 +120,42 @@ def posed_bodies(source: PoseSource, body: Body, count: int, generator: torch.Ge
     return model(rotations, shape)[0].numpy()
 
 
-class RunFolder:
-    """`runs/<name>/`: config, checkpoints, metrics. Made once, never overwritten."""
+def _flat(text: str) -> dict[str, Any]:
+    """YAML to dotted keys and their values."""
 
-    def __init__(self, path: Path, config: ExperimentConfig, *, resume: bool) -> None:
+    def walk(node: Any, prefix: str) -> dict[str, Any]:
+        if not isinstance(node, dict):
+            return {prefix: node}
+        return {
+            k: v for key, child in node.items() for k, v in walk(child, f"{prefix}.{key}" if prefix else key).items()
+        }
+
+    return walk(yaml.safe_load(text), "")
+
+
+class RunFolder:
+    """`runs/<name>/`: config, checkpoints, metrics. Made once; an existing one is only ever resumed."""
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
         self.path, self.checkpoint = path, path / "checkpoints" / "last.pt"
         if path.exists() and not resume:
             raise InputError(f"run folder {path} exists; continue it with --resume or choose another --name")
         if resume and not self.checkpoint.is_file():
             raise InputError(f"nothing to resume: {self.checkpoint} does not exist")
+
+    def open(self, config: ExperimentConfig) -> None:
+        """Make the folder and write the config, after everything that could be refused; say what a resume changes."""
+        text = dump_experiment(config)
         try:
+            if (self.path / "config.yaml").is_file():
+                before, after = _flat((self.path / "config.yaml").read_text()), _flat(text)
+                for key in sorted(before.keys() | after.keys()):
+                    if before.get(key) != after.get(key):
+                        print(f"note: resumed with {key}: {before.get(key)} -> {after.get(key)}", file=sys.stderr)
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            (path / "config.yaml").write_text(dump_experiment(config))
+            (self.path / "config.yaml").write_text(text)
         except OSError as exc:
-            raise InputError(f"cannot write the run folder {path}: {exc.strerror}") from exc
+            raise InputError(f"cannot write the run folder {self.path}: {exc.strerror}") from exc
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         """One line for people, one JSON line for programs."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
     from data.detection import Detector
     from gcn.recovery import MeshRecovery
-    from mesh.joints import JointSet, Keypoints
+    from tools.inputs import Job
     from tools.results import Results
 
 _EXAMPLES = """examples:
@@ -33,11 +32,9 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    p.add_argument("inputs", nargs="*", metavar="INPUT", help="image, folder of images, or keypoint file or folder")
     p.add_argument(
-        "inputs", nargs="*", metavar="INPUT", help="image, folder of images, or keypoint file (.json, .npy, .npz)"
-    )
-    p.add_argument(
-        "--out", required=True, type=Path, help="folder for the results; files of the same name are replaced"
+        "--out", required=True, type=Path, help="folder for the results; those of earlier calls are replaced"
     )
     p.add_argument("--body", help="SMPL model, .npz or .pkl (default: the free body that ships)")
     p.add_argument("--weights", help="weights file (default: the weights that ship)")
@@ -45,20 +42,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--keypoints", help="2D joints of the images, used instead of the detector; alone: the input")
     p.add_argument("--format", help="comma-separated: obj, ply, glb, npz (default: obj,npz; for arrays npz)")
     p.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="draw NAME_overlay.png")
+    p.add_argument(
+        "--exchange",
+        action=argparse.BooleanOptionalAction,
+        help="mend left and right taken for each other (default: on for the detector's joints, off for given ones)",
+    )
     p.add_argument("--max-people", type=int, default=10, help="people per image at most")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return p
-
-
-@dataclass(frozen=True)
-class Job:
-    """One unit of work: a picture, the joints of a picture's people, or an array of poses."""
-
-    source: str
-    name: str
-    image: Path | None = None
-    keypoints: Keypoints | None = None
-    is_array: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,81 +57,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     from mesh.errors import InputError
     from mesh.joints import joint_set
+    from tools.inputs import plan_jobs
 
-    if not args.inputs and not args.keypoints:
-        raise InputError("nothing to do: give an image, a folder or a keypoint file; see --help")
-    named_set = joint_set(args.joint_set) if args.joint_set else None
-    jobs = _jobs(args.inputs, args.keypoints, named_set)
+    if args.max_people < 1:
+        raise InputError(f"--max-people must be at least 1, got {args.max_people}")
+    jobs = plan_jobs(args.inputs, args.keypoints, None if args.joint_set is None else joint_set(args.joint_set))
     from tools.results import Results, parse_formats
 
-    formats = parse_formats(args.format or ("npz" if all(job.is_array for job in jobs) else "obj,npz"))
+    default = "npz" if all(job.is_array for job in jobs) else "obj,npz"
+    formats = parse_formats(default if args.format is None else args.format)
     recovery = _recovery(args)
     detector = _detector(jobs)
-    results = Results(args.out, recovery.body.faces, formats)
+    inputs = [*args.inputs, *([args.keypoints] if args.keypoints else []), *(job.image for job in jobs if job.image)]
+    results = Results(args.out, recovery.body.faces, formats, protected={Path(p).resolve() for p in inputs})
     results.prepare()
     for job in jobs:
         try:
-            _recover(job, recovery, detector, results, overlay=args.overlay, max_people=args.max_people)
+            _recover(job, recovery, detector, results, args)
         except InputError as error:
             results.fail(job.source, str(error))
         results.write_summary()
     return _report(results)
 
 
-def _jobs(inputs: Sequence[str], keypoint_file: str | None, joints: JointSet | None) -> list[Job]:
-    """The work, with every input looked at: a missing path or a broken keypoint file ends the call here."""
-    from data.images import IMAGE_SUFFIXES, find_images
-    from data.keypoints import read_keypoints
-    from mesh.errors import InputError
-
-    given = {} if keypoint_file is None else _by_image(keypoint_file, joints)
-    jobs: list[Job] = []
-    for text in inputs or [keypoint_file or ""]:
-        path = Path(text)
-        if not path.exists():
-            raise InputError(f"no such input: {path}")
-        if path.is_dir() and not any(path.glob("*.json")):
-            images = find_images(path)
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
-            images = [path]
-        else:
-            jobs += _keypoint_jobs(path, read_keypoints(path, joint_set=joints))
-            continue
-        jobs += [Job(str(image), image.stem, image, given.get(image.stem)) for image in images]
-    if given and inputs:
-        unmatched = [job.source for job in jobs if job.image and job.keypoints is None]
-        if unmatched:
-            raise InputError(f"{keypoint_file} holds no people for {unmatched[0]}; it has {', '.join(list(given)[:5])}")
-    return jobs
-
-
-def _by_image(path: str, joints: JointSet | None) -> dict[str, Keypoints]:
-    """People of a keypoint file by the stem of their picture's name."""
-    from data.keypoints import read_keypoints
-
-    content = read_keypoints(path, joint_set=joints)
-    return {_image_name(entry.image, entry.image_id, Path(path).stem): entry.keypoints for entry in content.images}
-
-
-def _image_name(image: str | None, image_id: int | str | None, otherwise: str) -> str:
-    if image is not None:
-        return Path(image).stem
-    return otherwise if image_id is None else Path(str(image_id)).stem
-
-
-def _keypoint_jobs(path: Path, content: object) -> Iterator[Job]:
-    from data.keypoints import KeypointFile
-
-    assert isinstance(content, KeypointFile)
-    for entry in content.images:
-        name = path.stem if content.is_array else _image_name(entry.image, entry.image_id, path.stem)
-        source = str(path) if content.is_array else f"{path}: {name}"
-        yield Job(source, name, keypoints=entry.keypoints, is_array=content.is_array)
-
-
 def _detector(jobs: Sequence[Job]) -> Detector | None:
     """Only if a picture comes without joints."""
-    if all(job.keypoints is not None for job in jobs):
+    if all(job.keypoints is not None or job.problem for job in jobs):
         return None
     from data.detection import Detector
 
@@ -154,9 +96,12 @@ def _recovery(args: argparse.Namespace) -> MeshRecovery:
 
 
 def _recover(
-    job: Job, recovery: MeshRecovery, detector: Detector | None, results: Results, *, overlay: bool, max_people: int
+    job: Job, recovery: MeshRecovery, detector: Detector | None, results: Results, args: argparse.Namespace
 ) -> None:
     """One job from its pixels or joints to its files."""
+    if job.problem:
+        results.fail(job.source, job.problem)
+        return
     image: np.ndarray | None = None
     keypoints = job.keypoints
     if job.image is not None:
@@ -165,26 +110,21 @@ def _recover(
         image = read_image(job.image)
     if keypoints is None:
         assert image is not None and detector is not None
-        keypoints = detector.detect(image, max_people=max_people)
+        keypoints = detector.detect(image, max_people=args.max_people)
     if not len(keypoints):
         results.fail(job.source, "no person found")
         return
-    people = recovery.recover(keypoints)
-    name = results.unique(job.name)
+    exchange = job.keypoints is None if args.exchange is None else args.exchange
+    people = recovery.recover(keypoints, exchange=exchange)
     if job.is_array:
-        results.write_array(job.source, name, keypoints, people)
-        return
-    results.write_people(job.source, name, keypoints, people)
-    if overlay and image is not None:
-        results.write_overlay(name, image, keypoints, people)
+        results.write_array(job.source, job.name, keypoints, people)
+    else:
+        results.write_people(job.source, job.name, keypoints, people, image if args.overlay else None)
 
 
 def _report(results: Results) -> int:
     """Say what was done and where it lies."""
-    people = sum(
-        e["recovered"] if "poses" in e else sum(bool(p["files"]) for p in e["people"]) for e in results.entries
-    )
-    print(f"{people} {'mesh' if people == 1 else 'meshes'} recovered, results in {results.folder}")
+    print(f"{results.meshes} {'mesh' if results.meshes == 1 else 'meshes'} recovered, results in {results.folder}")
     for failure in results.failed:
         print(f"failed: {failure['input']}: {failure['reason']}", file=sys.stderr)
     return 1 if results.failed else 0

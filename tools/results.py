@@ -30,81 +30,85 @@ def parse_formats(text: str) -> tuple[str, ...]:
 
 @dataclass
 class Results:
-    """Writes into one folder and keeps account."""
+    """Writes into one folder, keeps account, and never replaces an input or another input's result."""
 
     folder: Path
     faces: np.ndarray
     formats: tuple[str, ...]
+    protected: set[Path] = field(default_factory=set)
     entries: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
-    _names: set[str] = field(default_factory=set)
+    meshes: int = 0
+    _reserved: set[str] = field(default_factory=set)
 
     def prepare(self) -> None:
         """Make the folder and prove that it can be written to, before any work is done."""
+        if (self.folder / "summary.json").resolve() in self.protected:
+            raise InputError(f"{self.folder / 'summary.json'} is an input: choose another output folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise InputError(f"cannot make the output folder {self.folder}: {exc.strerror}") from exc
         self.write_summary()
 
-    def unique(self, name: str) -> str:
-        """The name, or name-2, name-3 ... where an earlier input of this call has it."""
+    def reserve(self, name: str, endings: Sequence[str]) -> str:
+        """The name, or name-2, name-3 ... if one of its files is an input or was written in this call."""
         candidate, count = name, 1
-        while candidate in self._names:
+        while any(self._is_taken(candidate + ending) for ending in endings):
             count += 1
             candidate = f"{name}-{count}"
-        self._names.add(candidate)
+        self._reserved |= {(candidate + ending).casefold() for ending in endings}
         return candidate
+
+    def _is_taken(self, file: str) -> bool:
+        return file.casefold() in self._reserved or (self.folder / file).resolve() in self.protected
 
     def fail(self, source: str, reason: str) -> None:
         """Note an input that gave nothing."""
         self.failed.append({"input": source, "reason": reason})
 
-    def write_people(self, source: str, name: str, keypoints: Keypoints, people: Recovered) -> None:
-        """One file per person and format; a person with too few joints is noted and left out."""
+    def write_people(
+        self, source: str, name: str, keypoints: Keypoints, people: Recovered, image: np.ndarray | None
+    ) -> None:
+        """One file per person and format, and the overlay; who has too few joints is noted and left out."""
+        endings = [f"_{k}.{form}" for k in range(len(people)) for form in self.formats]
+        name = self.reserve(name, [*endings, "_overlay.png"])
         written = []
         for k in range(len(people)):
-            files = []
+            row: dict[str, Any] = {"person": k, "files": [], "flags": people.flags(k)}
             if people.valid[k]:
-                files = self._write_meshes(f"{name}_{k}", people.vertices[k])
+                row["files"] = self._write_meshes(f"{name}_{k}", people.vertices[k])
                 if "npz" in self.formats:
-                    write_npz(
-                        self.folder / f"{name}_{k}.npz",
-                        **_arrays(keypoints, people, k),
-                        flags=np.array(people.flags(k), dtype=str),
-                    )
-                    files.append(f"{name}_{k}.npz")
-            row = {"person": k, "files": files, "flags": people.flags(k)}
-            if people.valid[k]:
+                    flags = np.array(people.flags(k), dtype=str)
+                    write_npz(self.folder / f"{name}_{k}.npz", **_arrays(keypoints, people, k), flags=flags)
+                    row["files"].append(f"{name}_{k}.npz")
                 scale, x, y = (round(float(v), 3) for v in people.camera[k])
-                row |= {
-                    "camera": {"px_per_m": scale, "shift_px": [x, y]},
-                    "misfit": round(float(people.misfit[k]), 4),
-                    "exchange_probability": round(float(people.exchange_probability[k]), 4),
-                }
+                row["camera"] = {"px_per_m": scale, "shift_px": [x, y]}
+                row["misfit"] = round(float(people.misfit[k]), 4)
+                row["exchange_probability"] = round(float(people.exchange_probability[k]), 4)
             written.append(row)
+        self.meshes += int(people.valid.sum())
         self.entries.append({"input": source, "people": written})
+        if image is not None:
+            self._write_overlay(name, image, keypoints, people)
         if not people.valid.any():
             self.fail(source, f"nobody with at least {MIN_JOINTS} known joints apart from each other")
 
     def write_array(self, source: str, name: str, keypoints: Keypoints, people: Recovered) -> None:
         """All poses of an array file stacked in one `.npz`; `obj` and the like add a mesh per pose."""
+        if not people.valid.any():
+            self.fail(source, f"no pose with at least {MIN_JOINTS} known joints apart from each other")
+            return
         meshes = [form for form in self.formats if form != "npz"]
+        name = self.reserve(name, [".npz", *(f"_{k}.{form}" for k in range(len(people)) for form in meshes)])
         if "npz" in self.formats:
             flags = np.array([",".join(people.flags(k)) for k in range(len(people))])
             write_npz(self.folder / f"{name}.npz", **_arrays(keypoints, people, slice(None)), flags=flags)
         for k in np.flatnonzero(people.valid) if meshes else ():
             self._write_meshes(f"{name}_{k}", people.vertices[k])
-        self.entries.append(
-            {
-                "input": source,
-                "poses": len(people),
-                "recovered": int(people.valid.sum()),
-                "left_right_exchanged": int(people.exchanged.sum()),
-            }
-        )
-        if not people.valid.any():
-            self.fail(source, f"no pose with at least {MIN_JOINTS} known joints apart from each other")
+        self.meshes += int(people.valid.sum())
+        counts = {"recovered": int(people.valid.sum()), "left_right_exchanged": int(people.exchanged.sum())}
+        self.entries.append({"input": source, "name": name, "poses": len(people), **counts})
 
     def _write_meshes(self, name: str, vertices: np.ndarray) -> list[str]:
         files = [f"{name}.{form}" for form in self.formats if form in MESH_WRITERS]
@@ -112,16 +116,14 @@ class Results:
             MESH_WRITERS[file.rpartition(".")[2]](self.folder / file, vertices, self.faces)
         return files
 
-    def write_overlay(self, name: str, image: np.ndarray, keypoints: Keypoints, people: Recovered) -> Path:
+    def _write_overlay(self, name: str, image: np.ndarray, keypoints: Keypoints, people: Recovered) -> None:
         """The picture with joints, with meshes, and the meshes from the side, next to each other."""
         shown = np.flatnonzero(people.valid)
         meshes = placed_in_picture(people, shown)
-        path = self.folder / f"{name}_overlay.png"
         panels = [draw_keypoints(image, keypoints), draw_overlay(image, meshes, self.faces)]
         height, width = image.shape[:2]
         side = draw_side_view([people.vertices[k] for k in shown], self.faces, (min(width, height), height))
-        write_png(path, side_by_side([*panels, side]))
-        return path
+        write_png(self.folder / f"{name}_overlay.png", side_by_side([*panels, side]))
 
     def write_summary(self) -> None:
         """`summary.json`: every input, its people and files, and what failed."""

@@ -30,6 +30,7 @@ from gcn.trainer import (
     MeshTerms,
     StageConfig,
     TrainState,
+    estimate_statistics,
     fit,
     labeling_terms,
     make_state,
@@ -43,7 +44,9 @@ from mesh.samples import Batch
 from tools.experiment import ExperimentConfig, RunFolder, experiment_body, pose_source, posed_bodies, synthesiser
 
 VALIDATION_BATCH = 256
-_VALIDATION_SEED = 2**32  # added to the run's seed: apart from every training step
+# Added to the run's seed: streams of their own, apart from every training step.
+_VALIDATION_SEED, _EXCHANGE_SEED, _STATISTICS_SEED = 2**32, 2**33, 2**34
+STATISTICS_BATCHES = 20
 ACKNOWLEDGEMENT = (
     "The data used in this project was obtained from mocap.cs.cmu.edu. "
     "The database was created with funding from NSF EIA-0196217."
@@ -114,7 +117,7 @@ def train_labeling(config: ExperimentConfig, path: Path, *, resume: bool, device
         return scores
 
     def batches(step: int) -> Batch:
-        generator.manual_seed(step_generator(config.seed, step).initial_seed() + 1)
+        generator.manual_seed(step_generator(config.seed + _EXCHANGE_SEED, step).initial_seed())
         size = config.labeling_training.batch_size
         return training.batch(size, step_generator(config.seed, step, device), with_vertices=False)
 
@@ -149,6 +152,8 @@ def train_meshnet(config: ExperimentConfig, path: Path, *, resume: bool, device:
 
     def validate(candidate: nn.Module) -> dict[str, float]:
         assert isinstance(candidate, Pose2Mesh)
+        seeds = (step_generator(config.seed + _STATISTICS_SEED, i, device) for i in range(STATISTICS_BATCHES))
+        estimate_statistics(candidate, (training.batch(stage.batch_size, g, with_vertices=False) for g in seeds))
         scores: dict[str, float] = {}
         for name, batches in held_out.items():
             errors = mesh_errors(candidate, regressor, batches)
@@ -177,11 +182,12 @@ def _run(
     validate: Callable[[nn.Module], dict[str, float]], best_by: str,
 ) -> None:  # fmt: skip
     """Fresh or resumed, trained to the end, with the best averaged weights in `weights.safetensors`."""
+    folder = RunFolder(path, resume=resume)
     state = make_state(model, stage)
-    folder = RunFolder(path, config, resume=resume)
     if resume:
         state.load_state_dict(load_checkpoint(folder.checkpoint, device)["state"])
         print(f"resumed {folder.path} at step {state.step} of {stage.steps}")
+    folder.open(config)
 
     def save(current: TrainState, is_best: bool) -> None:
         if is_best:
@@ -189,5 +195,6 @@ def _run(
             save_weights(folder.path / "weights.safetensors", current.average.module, config.model, notes)
         save_checkpoint(folder.checkpoint, {"state": current.state_dict()})
 
-    fit(state, stage, terms, batches, Hooks(validate=validate, best_by=best_by, log=folder.log, save=save))
+    hooks = Hooks(validate=validate, best_by=best_by, log=folder.log, save=save)
+    fit(state, stage, terms, batches, hooks, seed=config.seed)
     print(f"done: {best_by} {state.best:.4g}, weights in {folder.path / 'weights.safetensors'}")

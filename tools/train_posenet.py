@@ -24,10 +24,12 @@ def run_stage(stage: Literal["posenet", "meshnet", "labeling"], purpose: str | N
     args = p.parse_args(argv)
     import torch
 
+    from mesh.errors import require
     from tools import experiment, stages
 
     config = experiment.load_experiment(args.config, args.set)
-    if args.threads:
+    if args.threads is not None:
+        require(args.threads >= 1, f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
     path = Path(args.runs) / (args.name or f"{Path(args.config).stem}_{stage}")
     train = {"posenet": stages.train_posenet, "meshnet": stages.train_meshnet, "labeling": stages.train_labeling}[stage]

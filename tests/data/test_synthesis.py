@@ -145,7 +145,8 @@ def test_axis_angle_pose_files_are_read_too(tmp_path: Path) -> None:
         ({"joints": np.zeros(3)}, {}, "holds no 'poses'"),
         ({"poses": np.full((3, 24, 4), np.nan)}, {}, "NaN"),
         ({"poses": np.ones((3, 24, 4))}, {"subjects": (1,)}, "no 'subject' column"),
-        ({"poses": np.ones((3, 24, 4)), "subject": np.ones(3)}, {"subjects": (7,)}, "no pose is left of 3"),
+        ({"poses": np.ones((3, 24, 4)), "subject": np.ones(4, int)}, {"subjects": (1,)}, "must be 3 whole numbers"),
+        ({"poses": np.ones((3, 24, 4)), "subject": np.ones(3, int)}, {"subjects": (7,)}, "no pose is left of 3"),
     ],
 )
 def test_bad_pose_files_are_refused(tmp_path: Path, arrays, options, message: str) -> None:

@@ -190,8 +190,33 @@ def test_weights_of_another_mesh_are_refused(tmp_path: Path, body: Body, model: 
 
 def test_a_lifter_file_is_refused_as_a_mesh_network(tmp_path: Path, body: Body) -> None:
     save(tmp_path / "lifter.safetensors", build_posenet(SMALL), SMALL, {})
-    with pytest.raises(InputError, match="a lifter only"):
+    with pytest.raises(InputError, match="holds posenet weights; expected pose2mesh"):
         load_pose2mesh(tmp_path / "lifter.safetensors", body)
+
+
+@pytest.mark.parametrize("damage", ["config", "missing", "shape", "nan", "parents"])
+def test_weights_with_wrong_contents_are_refused_in_one_line(tmp_path: Path, body: Body, model, damage: str) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    save(tmp_path / "w.safetensors", model, SMALL, {})
+    with safe_open(tmp_path / "w.safetensors", framework="pt") as archive:
+        metadata, tensors = archive.metadata(), {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    name = "posenet.stem.weight"
+    if damage == "config":
+        metadata["config"] = '{"posenet": {"wideness": 3}}'
+    elif damage == "missing":
+        del tensors[name]
+    elif damage == "shape":
+        tensors[name] = tensors[name][:-1].clone()
+    elif damage == "nan":
+        tensors[name][0, 0] = torch.nan
+    else:
+        tensors["graph.parent0"] -= 5
+    save_file(tensors, tmp_path / "w.safetensors", metadata)
+    with pytest.raises(InputError, match=r"w\.safetensors") as caught:
+        load_pose2mesh(tmp_path / "w.safetensors", body)
+    assert "\n" not in str(caught.value)
 
 
 def test_unreadable_weights_are_refused_in_one_line(tmp_path: Path, body: Body) -> None:

@@ -1,0 +1,110 @@
+"""What `recover` is asked to do: inputs of any kind to a list of jobs, everything checked before work begins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.images import IMAGE_SUFFIXES, find_images
+from data.keypoints import ImageKeypoints, KeypointFile, read_keypoints
+from mesh.errors import InputError
+from mesh.joints import JointSet, Keypoints
+
+
+@dataclass(frozen=True)
+class Job:
+    """One unit of work: a picture, the joints of a picture's people, or an array of poses."""
+
+    source: str
+    name: str
+    image: Path | None = None
+    keypoints: Keypoints | None = None
+    is_array: bool = False
+    problem: str | None = None  # why there is nothing to do for this input
+
+
+def plan_jobs(inputs: Sequence[str], keypoint_file: str | None, joints: JointSet | None) -> list[Job]:
+    """Jobs in the order of the inputs; `keypoint_file` replaces the detector, or is the input if there is no other.
+
+    A missing path, a broken keypoint file and joints that cannot be told apart by picture end the call here.
+    """
+    if not inputs:
+        inputs, keypoint_file = [keypoint_file] if keypoint_file else [], None
+    if not inputs:
+        raise InputError("nothing to do: give an image, a folder or a keypoint file; see --help")
+    given = None if keypoint_file is None else read_keypoints(keypoint_file, joint_set=joints)
+    jobs: list[Job] = []
+    for text in inputs:
+        path = Path(text)
+        if not text or not path.exists():
+            raise InputError(f"no such input: {text!r}")
+        images = _images(path)
+        if images:
+            jobs += [_image_job(image, given, keypoint_file) for image in images]
+        elif given is not None:
+            raise InputError(f"{path} is no image: --keypoints {keypoint_file} belongs to images, or stands alone")
+        else:
+            jobs += _keypoint_jobs(path, read_keypoints(path, joint_set=joints))
+    return jobs
+
+
+def _images(path: Path) -> list[Path]:
+    """The pictures that a path means, if any. Overlays beside a summary are results of an earlier call."""
+    if not path.is_dir():
+        return [path] if path.suffix.lower() in IMAGE_SUFFIXES else []
+    if any(path.glob("*.json")) and not any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir()):
+        return []  # a folder of OpenPose files
+    images = find_images(path)
+    if (path / "summary.json").exists():
+        images = [image for image in images if not image.name.endswith("_overlay.png")]
+    return images
+
+
+def _image_job(image: Path, given: KeypointFile | None, keypoint_file: str | None) -> Job:
+    job = Job(str(image), image.stem, image)
+    if given is None:
+        return job
+    if len(given.images) == 1 and given.is_array:
+        found: list[ImageKeypoints] = list(given.images)
+    else:
+        scores = [_agreement(entry, image) for entry in given.images]
+        best = max(scores)
+        found = [entry for entry, score in zip(given.images, scores) if best and score == best]
+    if len(found) > 1:
+        raise InputError(f"{keypoint_file} names {image.name} {len(found)} times; tell them apart by their folders")
+    if not found:
+        return Job(str(image), image.stem, image, problem=f"{keypoint_file} holds no people for it")
+    return Job(str(image), image.stem, image, found[0].keypoints)
+
+
+def _agreement(entry: ImageKeypoints, image: Path) -> float:
+    """How well the name in a keypoint file fits a picture: 0 not at all, else the number of path parts that agree."""
+    name = entry.image if entry.image is not None else str(entry.image_id)
+    given, own = Path(name).parts, image.parts
+    if not given:
+        return 0
+    last = given[-1]
+    is_number = last.isdigit() and image.stem.isdigit() and int(last) == int(image.stem)  # COCO: 1 is 000000000001.jpg
+    if last != image.name and Path(last).stem != image.stem and not is_number:
+        return 0
+    score = 1.5 if last == image.name else 1.0
+    for theirs, ours in zip(given[-2::-1], own[-2::-1]):
+        if theirs != ours:
+            break
+        score += 1
+    return score
+
+
+def _keypoint_jobs(path: Path, content: KeypointFile) -> Iterator[Job]:
+    for entry in content.images:
+        named = entry.image if entry.image is not None else entry.image_id
+        name = path.stem if content.is_array or named is None else Path(str(named)).stem
+        source = str(path) if content.is_array else f"{path}: {name}"
+        yield Job(source, file_name(name), keypoints=entry.keypoints, is_array=content.is_array)
+
+
+def file_name(name: str) -> str:
+    """A name from a file as one that every file system takes."""
+    return re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", name)[:150] or "unnamed"
