@@ -145,7 +145,7 @@ def _names(array: np.ndarray | None) -> tuple[str, ...] | None:
 def _image_size(array: np.ndarray | None) -> tuple[int, int] | None:
     if array is None:
         return None
-    if array.shape != (2,) or array.dtype.kind not in "fiu" or not (array > 0).all():
+    if array.shape != (2,) or array.dtype.kind not in "fiu" or not ((array > 0) & (array < 1e9)).all():
         raise InputError(f"image_size must be width and height in pixels, got {array.tolist()}")
     return int(array[0]), int(array[1])
 
@@ -164,6 +164,9 @@ def _layout(
                 if wanted not in (None, known):
                     raise InputError(f"expected {wanted.name}, but the file names the joints of {known.name}")
                 return known, [names.index(name) for name in known.names]
+        if wanted is not None:
+            odd = next(name for name in names if name not in wanted.names)
+            raise InputError(f"expected {wanted.name}, but the file names a joint {odd!r}; leave --joint-set away")
     if wanted is not None:
         if len(wanted) != count:
             raise InputError(f"expected the {len(wanted)} joints of {wanted.name}, got {count}")

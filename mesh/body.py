@@ -80,6 +80,9 @@ def _body_from_arrays(arrays: Mapping[str, np.ndarray], *, name: str) -> Body:
     missing = [key for key in _REQUIRED if key not in arrays]
     if missing:
         raise InputError(f"body {name} lacks {', '.join(missing)}; an SMPL model file has {', '.join(_REQUIRED)}")
+    for key in (*_REQUIRED, *(k for k in arrays if k in _REGRESSOR_KEYS.values() or k == "mirror")):
+        if arrays[key].dtype.kind not in "fiu" or arrays[key].ndim < 1:
+            raise InputError(f"body {name}: {key} must be an array of numbers, got {arrays[key].dtype}")
     template = np.asarray(arrays["v_template"], np.float32)
     num_vertices, num_joints = len(template), arrays["weights"].shape[-1]
     shape_dirs = np.asarray(arrays["shapedirs"], np.float32)[..., :NUM_SHAPE]
@@ -112,11 +115,15 @@ def _body_from_arrays(arrays: Mapping[str, np.ndarray], *, name: str) -> Body:
         "shapedirs": (body.shape_dirs, (num_vertices, 3, shape_dirs.shape[-1])),
         "posedirs": (body.pose_dirs, (num_vertices, 3, 9 * (num_joints - 1))),
     }
+    for set_name, matrix in body.regressors.items():
+        shapes[_REGRESSOR_KEYS[set_name]] = (matrix, (len(joint_set(set_name)), num_vertices))
     for key, (array, expected) in shapes.items():
         if array.shape != expected:
             raise InputError(f"body {name}: {key} must have shape {expected}, got {array.shape}")
         if not np.isfinite(array).all():
             raise InputError(f"body {name}: {key} holds NaN or infinity")
+    if abs(body.skinning.sum(1) - 1).max(initial=0) > 1e-3:
+        raise InputError(f"body {name}: the weights of each vertex must add up to 1")
     if body.faces.min(initial=0) < 0 or body.faces.max(initial=0) >= num_vertices:
         raise InputError(f"body {name}: faces name vertices outside 0..{num_vertices - 1}")
     if any(parent >= child for child, parent in enumerate(body.parents)):

@@ -74,6 +74,17 @@ def test_shifted_definitions_move_hips_and_shoulders_only(people, generator) -> 
     assert width.max() <= 1 + 1e-4 and width.min() >= 0.6 - 1e-4 and width.mean().item() == pytest.approx(0.8, abs=0.01)
 
 
+def test_outliers_and_shifts_along_the_trunk_have_the_stated_size(people, generator) -> None:
+    size = person_size(people)[:, None, None]
+    wild, _ = imitate_detector(people, replace(QUIET, outlier=1.0, outlier_sd=0.2), generator)
+    assert ((wild - people) / size).std().item() == pytest.approx(0.2, rel=0.03)
+    shifted, _ = imitate_detector(people, replace(QUIET, definition_shift=0.1, jitter=0.0), generator)
+    hips, shoulders = (list(COCO17.indices((f"left_{j}", f"right_{j}"))) for j in ("hip", "shoulder"))
+    trunk = people[:, shoulders].mean(1) - people[:, hips].mean(1)
+    along = ((shifted - people)[:, hips].mean(1) * trunk).sum(-1) / trunk.square().sum(-1)
+    assert along.abs().max() <= 0.1 + 1e-4 and along.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.05)
+
+
 def test_confidence_falls_with_error_and_stays_above_the_threshold(people, generator) -> None:
     noisy, confidence = imitate_detector(people, replace(QUIET, outlier=0.3), generator)
     error = (noisy - people).norm(dim=-1)

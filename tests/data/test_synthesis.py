@@ -14,7 +14,7 @@ from data.synthesis import CameraConfig, SynthesisConfig, Synthesiser, mirror_po
 from mesh.body import Body, load_body
 from mesh.camera import fit_weak_perspective
 from mesh.errors import InputError
-from mesh.joints import COCO19, HUMAN36M17
+from mesh.joints import COCO19, HUMAN36M17, SMPL24
 from mesh.rotation import quaternion_multiply
 
 EXACT = SynthesisConfig(noise=NoiseConfig(clean=1.0))
@@ -59,7 +59,42 @@ def weak_perspective_misfit(batch) -> torch.Tensor:
 def test_the_picture_shows_the_joints_and_long_lenses_flatten_it(body: Body) -> None:
     assert 0.005 < weak_perspective_misfit(batch_of(body)).median() < 0.06
     telescope = replace(EXACT, camera=CameraConfig(focal=(200.0, 200.0)))
-    assert weak_perspective_misfit(batch_of(body, telescope)).max() < 1e-3
+    assert weak_perspective_misfit(batch_of(body, telescope)).max() < 3e-3
+
+
+def test_a_camera_that_looks_down_has_the_head_nearer_than_the_feet(body: Body) -> None:
+    down = CameraConfig(pitch_deg=(30.0, 30.0), roll_sd_deg=0.0, tilted=0.0)
+    batch = batch_of(body, replace(EXACT, camera=down), Resting())
+    depth = batch.joints_m[..., 2]
+    assert (depth[:, COCO19.index("nose")] < depth[:, COCO19.index("left_ankle")] - 0.4).all()
+
+
+def test_bodies_vary_in_height_as_stated(body: Body) -> None:
+    def heights(shape_sd: float) -> torch.Tensor:
+        level = CameraConfig(pitch_deg=(0.0, 0.0), roll_sd_deg=0.0, tilted=0.0)
+        vertices = batch_of(body, replace(EXACT, camera=level, shape_sd=shape_sd), Resting(), 200).vertices_m
+        return vertices[..., 1].amax(1) - vertices[..., 1].amin(1)
+
+    assert heights(0.0).std() < 1e-4 and 0.04 < heights(1.0).std() < 0.12
+
+
+def test_half_of_the_poses_are_mirrored(body: Body) -> None:
+    class LeftArmUp(Resting):
+        def sample(self, count, generator, device="cpu") -> torch.Tensor:
+            pose = super().sample(count, generator, device)
+            pose[:, SMPL24.index("left_shoulder")] = torch.tensor([0.7071, 0, 0, 0.7071])
+            return pose
+
+    level = CameraConfig(pitch_deg=(0.0, 0.0), roll_sd_deg=0.0, tilted=0.0)
+    joints = batch_of(body, replace(EXACT, camera=level), LeftArmUp(), 400).joints_m
+    left, right = (joints[:, COCO19.index(f"{side}_wrist"), 1] for side in ("left", "right"))
+    assert (left < right).float().mean().item() == pytest.approx(0.5, abs=0.08)
+
+
+def test_nobody_is_nearer_than_the_lens_allows(body: Body) -> None:
+    close = CameraConfig(fill=(5.0, 5.0), focal=(0.3, 0.3), off_centre=0.0)
+    keypoints = batch_of(body, replace(EXACT, camera=close)).keypoints_px
+    assert torch.isfinite(keypoints).all() and keypoints.abs().max() < 10_000
 
 
 def test_somebody_who_faces_the_camera_has_the_left_hand_on_the_picture_s_right(body: Body) -> None:

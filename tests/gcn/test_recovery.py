@@ -10,7 +10,7 @@ from gcn.recovery import MIN_JOINTS, MeshRecovery
 from gcn.upsampling import pool_clusters
 from mesh.body import load_body
 from mesh.errors import InputError
-from mesh.joints import COCO17, COCO19, HUMAN36M17, MPII16, JointSet, Keypoints
+from mesh.joints import COCO17, HUMAN36M17, MPII16, JointSet, Keypoints
 
 BODY = load_body()
 FACING = (BODY.template * (1, -1, -1)).astype(np.float32)  # camera frame, looking at the camera
@@ -84,13 +84,23 @@ def test_the_more_probable_labeling_is_used_and_reported(recovery: MeshRecovery,
     np.testing.assert_allclose(chosen.exchange_probability[5], 0.09 / (0.09 + 0.91 * np.exp(-2.2)), rtol=1e-4)
 
 
-def test_the_mesh_lies_over_its_joints_in_the_picture(recovery: MeshRecovery) -> None:
-    found = recovery.recover(people(2))
-    coco = recovery.body.regressor(COCO19)
-    for k in range(2):
-        placed = coco @ found.vertices_px(k)
-        scale, *shift = found.camera[k]
-        np.testing.assert_allclose(placed[:, :2], coco @ found.vertices[k][:, :2] * scale + shift, rtol=1e-3, atol=1e-2)
+def test_the_mesh_lies_over_the_given_joints_in_the_picture(recovery: MeshRecovery) -> None:
+    keypoints = people(3)
+    keypoints.confidence[:, COCO17.index("left_wrist")] = 0.0
+    found = recovery.recover(keypoints)
+    for k in range(3):
+        placed = (BODY.regressor(COCO17) @ found.vertices_px(k))[:, :2]
+        error = np.linalg.norm(placed - keypoints.positions_px[k], axis=1)[keypoints.confidence[k] > 0]
+        size = np.sqrt(np.prod(np.ptp(placed, axis=0)))
+        assert error.mean() < 100 and found.misfit[k] == pytest.approx(error.mean() / size, rel=1e-3)
+
+
+def test_exchanged_joints_take_their_confidence_along(recovery: MeshRecovery, monkeypatch) -> None:
+    keypoints = people(1)
+    keypoints.confidence[:, COCO17.index("left_wrist")] = 0.0
+    monkeypatch.setattr(recovery, "_labeling", lambda features: torch.tensor([9.0]))
+    by_hand = recovery.recover(keypoints.mirrored_labels(), exchange=False)
+    np.testing.assert_allclose(recovery.recover(keypoints).vertices, by_hand.vertices, atol=1e-5)
 
 
 def test_any_joint_set_with_hips_and_shoulders_is_taken_and_others_refused(recovery: MeshRecovery) -> None:

@@ -43,6 +43,12 @@ def test_an_undetermined_camera_has_scale_zero() -> None:
     assert torch.isfinite(camera).all() and (camera[:, 0] == 0).all()
 
 
+def test_a_picture_upside_down_does_not_get_a_negative_scale(generator: torch.Generator) -> None:
+    points = torch.randn(2, 9, 3, generator=generator)
+    camera = fit_weak_perspective(points, -100 * points[..., :2], torch.ones(2, 9))
+    assert (camera[:, 0] == 0).all()
+
+
 def test_depth_has_the_unit_of_the_picture() -> None:
     placed = apply_weak_perspective(torch.tensor([[[0.0, 0, 0.5]]]), torch.tensor([[100.0, 7, 9]]))
     torch.testing.assert_close(placed, torch.tensor([[[7.0, 9, 50]]]))
