@@ -91,7 +91,7 @@ class JointModel(_PosedModel):
     """Pose and shape straight to regressed joints, without the vertices between.
 
     Regression, skinning and blend shapes are all linear in the rest-pose vertices, so they fold into one small
-    matrix per (joint, bone) pair: the same joints as `regressor @ BodyModel(...)` at a hundredth of the cost.
+    matrix per (joint, bone) pair: the same joints as `regressor @ BodyModel(...)` at a small part of the cost.
     """
 
     base: Tensor

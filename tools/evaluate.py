@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--input", choices=("gt", "noisy"), nargs="+", default=["gt", "noisy"], help="exact 2D, or detector-like"
     )
-    p.add_argument("--config", help="experiment whose cameras and noise are used (default: configs/default.yaml)")
+    p.add_argument("--config", help="experiment whose cameras and noise are used (default: configs/evaluation.yaml)")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--out", type=Path, help="folder for metrics.json")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("--dataset poses needs --root FILE.npz")
     if args.samples < 1:
         raise InputError(f"--samples must be at least 1, got {args.samples}")
-    args.config = args.config or str(files("configs") / "default.yaml")
+    args.config = args.config or str(files("configs") / "evaluation.yaml")
     device = command.choose_device(args.device)
     report = {name: _measure(args, load_experiment(args.config), name, device) for name in args.input}
     width = max(len(metric) for scores in report.values() for metric in scores)
