@@ -81,10 +81,10 @@ class MeshRecovery:
             model = load_pose2mesh(weights or folder / "pose2mesh.safetensors", loaded)
             return cls(model, load_labeling(folder / "labeling.safetensors"), loaded, device)
 
-    def recover(self, keypoints: Keypoints, *, batch_size: int = 256, exchange: bool = True) -> Recovered:
+    def recover(self, keypoints: Keypoints, *, batch_size: int = 256, exchange: bool = False) -> Recovered:
         """Meshes of all people, any joint set that has hips and shoulders.
 
-        Detectors now and then take left for right in the whole body. Unless `exchange` is False, the labeling that
+        Detectors now and then take left for right in the whole body. With `exchange`, the labeling that
         the left/right network finds more probable is used, under the prior odds `gcn.labeling.PRIOR_EXCHANGED`.
         """
         coco = keypoints.to(JOINTS)

@@ -74,7 +74,7 @@ def test_the_more_probable_labeling_is_used_and_reported(recovery: MeshRecovery,
     keypoints = people(6)
     log_odds = torch.tensor([9.0, -9, 9, -9, 9, 2.2])  # the last is more likely than not, but not against the prior
     monkeypatch.setattr(recovery, "_labeling", lambda features: log_odds)
-    chosen = recovery.recover(keypoints)
+    chosen = recovery.recover(keypoints, exchange=True)
     as_given = recovery.recover(keypoints, exchange=False)
     other = recovery.recover(keypoints.mirrored_labels(), exchange=False)
     assert chosen.exchanged.tolist() == [True, False, True, False, True, False]
@@ -100,7 +100,7 @@ def test_exchanged_joints_take_their_confidence_along(recovery: MeshRecovery, mo
     keypoints.confidence[:, COCO17.index("left_wrist")] = 0.0
     monkeypatch.setattr(recovery, "_labeling", lambda features: torch.tensor([9.0]))
     by_hand = recovery.recover(keypoints.mirrored_labels(), exchange=False)
-    np.testing.assert_allclose(recovery.recover(keypoints).vertices, by_hand.vertices, atol=1e-5)
+    np.testing.assert_allclose(recovery.recover(keypoints, exchange=True).vertices, by_hand.vertices, atol=1e-5)
 
 
 def test_any_joint_set_with_hips_and_shoulders_is_taken_and_others_refused(recovery: MeshRecovery) -> None:
