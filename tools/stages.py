@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 from torch import nn
 
 from gcn.checkpoint import load_checkpoint, save_checkpoint
-from gcn.evaluation import labeling_errors, lifter_errors, means, mesh_errors
+from gcn.evaluation import Errors, labeling_errors, lifter_errors, means, mesh_errors
 from gcn.labeling import PRIOR_EXCHANGED
 from gcn.layers.sparse import SparseMatrix
 from gcn.losses import SurfaceLoss
@@ -72,6 +72,15 @@ def validation_batches(
     return batches
 
 
+def _scores(held_out: dict[str, list[Batch]], measure: Callable[[list[Batch]], Errors]) -> dict[str, float]:
+    """Mean of every error on every kind of held-out samples."""
+    return {
+        f"{name}/{metric}": value
+        for name, batches in held_out.items()
+        for metric, value in means(measure(batches)).items()
+    }
+
+
 def train_posenet(config: ExperimentConfig, path: Path, *, resume: bool, device: torch.device) -> None:
     """Train the lifter and write `weights.safetensors` into the run folder."""
     body = experiment_body(config)
@@ -81,11 +90,7 @@ def train_posenet(config: ExperimentConfig, path: Path, *, resume: bool, device:
     posenet = build_posenet(config.model).to(device)
 
     def validate(model: nn.Module) -> dict[str, float]:
-        scores: dict[str, float] = {}
-        for name, batches in held_out.items():
-            errors = lifter_errors(model, config.model, batches)
-            scores |= {f"{name}/{metric}": value for metric, value in means(errors).items()}
-        return scores
+        return _scores(held_out, lambda batches: lifter_errors(model, config.model, batches))
 
     def batches(step: int) -> Batch:
         size = config.posenet_training.batch_size
@@ -108,13 +113,13 @@ def train_labeling(config: ExperimentConfig, path: Path, *, resume: bool, device
     generator = torch.Generator(device)
 
     def validate(model: nn.Module) -> dict[str, float]:
-        scores: dict[str, float] = {}
-        for name, batches in held_out.items():
-            errors = means(labeling_errors(model, config.model, batches))
-            scores |= {f"{name}/{metric}": value for metric, value in errors.items()}
-            wrong = PRIOR_EXCHANGED * errors["exchange_missed"] + (1 - PRIOR_EXCHANGED) * errors["wrongly_exchanged"]
-            scores["share_wrong"] = scores.get("share_wrong", 0.0) + wrong / len(held_out)
-        return scores
+        scores = _scores(held_out, lambda batches: labeling_errors(model, config.model, batches))
+        wrong = [
+            PRIOR_EXCHANGED * scores[f"{name}/exchange_missed"]
+            + (1 - PRIOR_EXCHANGED) * scores[f"{name}/wrongly_exchanged"]
+            for name in held_out
+        ]
+        return {**scores, "share_wrong": sum(wrong) / len(wrong)}
 
     def batches(step: int) -> Batch:
         generator.manual_seed(step_generator(config.seed + _EXCHANGE_SEED, step).initial_seed())
@@ -154,11 +159,7 @@ def train_meshnet(config: ExperimentConfig, path: Path, *, resume: bool, device:
         assert isinstance(candidate, Pose2Mesh)
         seeds = (step_generator(config.seed + _STATISTICS_SEED, i, device) for i in range(STATISTICS_BATCHES))
         estimate_statistics(candidate, (training.batch(stage.batch_size, g, with_vertices=False) for g in seeds))
-        scores: dict[str, float] = {}
-        for name, batches in held_out.items():
-            errors = mesh_errors(candidate, regressor, batches)
-            scores |= {f"{name}/{metric}": value for metric, value in means(errors).items()}
-        return scores
+        return _scores(held_out, lambda batches: mesh_errors(candidate, regressor, batches))
 
     def batches(step: int) -> Batch:
         return training.batch(stage.batch_size, step_generator(config.seed, step, device), with_vertices=True)
