@@ -30,5 +30,5 @@ def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
             loaded = np.load(file, allow_pickle=False)
             return {"": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
     except _UNREADABLE as exc:
-        reason = " ".join(str(exc).split())
+        reason = "it holds pickled objects" if "pickle" in str(exc) else " ".join(str(exc).split())
         raise InputError(f"{path}: not a whole .npz or .npy file without pickles ({expected}): {reason}") from exc

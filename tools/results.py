@@ -65,7 +65,7 @@ class Results:
 
     def fail(self, source: str, reason: str) -> None:
         """Note an input that gave nothing."""
-        self.failed.append({"input": source, "reason": reason})
+        self.failed.append({"input": source, "reason": reason.removeprefix(f"{source}: ")})
 
     def write_people(
         self, source: str, name: str, keypoints: Keypoints, people: Recovered, image: np.ndarray | None
