@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
+from data.draws import Draws
 from mesh.errors import require
 from mesh.joints import COCO17
 
@@ -33,6 +34,9 @@ _LIMBS = (
     COCO17.indices(("left_ankle", "right_ankle")),
     COCO17.indices(("left_knee", "right_knee", "left_ankle", "right_ankle")),
     COCO17.indices(("nose", "left_eye", "right_eye", "left_ear", "right_ear")),
+)
+_LIMB_MASKS, _FACE_MASKS = (
+    tuple(tuple(joint in part for joint in range(len(COCO17))) for part in parts) for parts in (_LIMBS, _FAR_FACE)
 )
 
 
@@ -65,65 +69,50 @@ def person_size(keypoints: Tensor) -> Tensor:
     return (extent[:, 0] * extent[:, 1]).clamp_min(1e-6).sqrt()
 
 
-def _rand(like: Tensor, generator: Generator, *shape: int) -> Tensor:
-    return torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
-
-
-def _randn(like: Tensor, generator: Generator, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-
-
-def _shift_definitions(points: Tensor, config: NoiseConfig, generator: Generator) -> Tensor:
+def _shift_definitions(points: Tensor, config: NoiseConfig, draws: Draws) -> Tensor:
     """Hips and shoulders as another annotator would place them: along the trunk and towards the middle."""
     points = points.clone()
     trunk = points[:, _SHOULDERS].mean(1) - points[:, _HIPS].mean(1)
     for pair in (_HIPS, _SHOULDERS):
-        along = (2 * _rand(points, generator, len(points), 1) - 1) * config.definition_shift
-        inward = _rand(points, generator, len(points), 1, 1) * config.definition_width
+        along = (2 * draws.rand(1) - 1) * config.definition_shift
+        inward = draws.rand(1, 1) * config.definition_width
         middle = points[:, pair].mean(1, keepdim=True)
         points[:, pair] = middle + (points[:, pair] - middle) * (1 - inward) + (along * trunk)[:, None]
     return points
 
 
-def _hidden(points: Tensor, config: NoiseConfig, generator: Generator) -> Tensor:
+def _hidden(points: Tensor, config: NoiseConfig, draws: Draws) -> Tensor:
     """Which joints a detector would not see, (B, 17) bool."""
-    batch = len(points)
-    hidden = _rand(points, generator, batch, len(COCO17)) < config.drop_joint
-    masks = points.new_zeros(len(_LIMBS), len(COCO17), dtype=torch.bool)
-    for row, limb in enumerate(_LIMBS):
-        masks[row, list(limb)] = True
-    which = torch.randint(len(_LIMBS), (batch,), generator=generator, device=points.device)
-    hidden |= masks[which] & (_rand(points, generator, batch, 1) < config.drop_limb)
-    face = points.new_zeros(2, len(COCO17), dtype=torch.bool)
-    face[0, list(_FAR_FACE[0])] = face[1, list(_FAR_FACE[1])] = True
-    side = torch.randint(2, (batch,), generator=generator, device=points.device)
-    hidden |= face[side] & (_rand(points, generator, batch, 1) < config.drop_face_side)
+    hidden = draws.rand(len(COCO17)) < config.drop_joint
+    limb, side = torch.tensor(_LIMB_MASKS, device=points.device), torch.tensor(_FACE_MASKS, device=points.device)
+    hidden |= limb[draws.randint(len(_LIMBS))] & (draws.rand(1) < config.drop_limb)
+    hidden |= side[draws.randint(2)] & (draws.rand(1) < config.drop_face_side)
     low, high = points.amin(1), points.amax(1)
-    edge = low + (high - low) * (0.35 + 0.6 * _rand(points, generator, batch, 2))  # the lower or right border
-    axis = (_rand(points, generator, batch, 1) < 0.75).long()  # mostly the feet are cut off
+    edge = low + (high - low) * (0.35 + 0.6 * draws.rand(2))  # the lower or right border
+    axis = (draws.rand(1) < 0.75).long()  # mostly the feet are cut off
     beyond = points.gather(2, axis[..., None].expand(-1, len(COCO17), 1))[..., 0] > edge.gather(1, axis)
-    return hidden | (beyond & (_rand(points, generator, batch, 1) < config.cut_off))
+    return hidden | (beyond & (draws.rand(1) < config.cut_off))
 
 
-def imitate_detector(keypoints: Tensor, config: NoiseConfig, generator: Generator) -> tuple[Tensor, Tensor]:
+def imitate_detector(keypoints: Tensor, config: NoiseConfig, draws: Draws) -> tuple[Tensor, Tensor]:
     """Exact COCO-17 joints to what a detector would report: (B, 17, 2) px -> (B, 17, 2) px and confidence (B, 17).
 
     Confidence is 1 for exact samples; for the others it falls with the joint's error, with noise of its own, and is
     0 for a joint that was not seen (whose position is then left as it was and must not be used).
     """
-    batch, joints = keypoints.shape[:2]
+    joints = len(COCO17)
     size = person_size(keypoints)[:, None, None]
     sigma = keypoints.new_tensor(COCO_SIGMAS)[:, None]
-    quality = config.jitter * (config.jitter_spread * _randn(keypoints, generator, batch, 1, 1)).exp()
-    jitter = quality * sigma * _randn(keypoints, generator, batch, joints, 2)
-    outlier = config.outlier_sd * _randn(keypoints, generator, batch, joints, 2)
-    is_outlier = _rand(keypoints, generator, batch, joints, 1) < config.outlier
+    quality = config.jitter * (config.jitter_spread * draws.randn(1, 1)).exp()
+    jitter = quality * sigma * draws.randn(joints, 2)
+    outlier = config.outlier_sd * draws.randn(joints, 2)
+    is_outlier = draws.rand(joints, 1) < config.outlier
     error = torch.where(is_outlier, outlier, jitter)
-    noisy = _shift_definitions(keypoints, config, generator) + error * size
+    noisy = _shift_definitions(keypoints, config, draws) + error * size
     relative = error.norm(dim=-1) / (4 * sigma[:, 0])
-    doubt = (relative * _rand(keypoints, generator, batch, joints)).clamp(max=0.7)
-    confidence = (1 - doubt).masked_fill(_hidden(keypoints, config, generator), 0.0)
-    exact = _rand(keypoints, generator, batch, 1) < config.clean
+    doubt = (relative * draws.rand(joints)).clamp(max=0.7)
+    confidence = (1 - doubt).masked_fill(_hidden(keypoints, config, draws), 0.0)
+    exact = draws.rand(1) < config.clean
     return (
         torch.where(exact[..., None], keypoints, noisy),
         torch.where(exact, torch.ones_like(confidence), confidence),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
+from data.draws import Draws
 from mesh.archives import read_arrays
 from mesh.errors import InputError
 from mesh.joints import SMPL24
@@ -24,10 +25,9 @@ class PoseFile:
     def __len__(self) -> int:
         return len(self.quaternions)
 
-    def sample(self, count: int, generator: Generator, device: torch.device | str = "cpu") -> Tensor:
-        """Poses drawn with replacement, (count, 24, 4)."""
-        index = torch.randint(len(self), (count,), generator=generator, device=generator.device)
-        return self.quaternions[index.cpu()].to(device)
+    def poses(self, index: Tensor, draws: Draws) -> Tensor:
+        """The poses at `index`, (B,) int64 -> (B, 24, 4) on the device of the draws; nothing is drawn."""
+        return self.quaternions[index.to(self.quaternions.device)].to(draws.device)
 
 
 def read_poses(

@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
+from data.draws import Draws
 from data.synthesis import mirror_pose
 from mesh.archives import read_arrays
 from mesh.errors import InputError
@@ -22,6 +23,7 @@ from mesh.joints import SMPL24
 from mesh.rotation import axis_angle_to_quaternion, quaternion_multiply, quaternion_to_axis_angle
 
 NUM_JOINTS = len(SMPL24)
+EPOCH = 65536  # the prior never ends; so many poses count as one epoch
 _STORED = {  # dtype in the file: half precision is 0.05 degrees at most
     "weights": np.float32,
     "means": np.float16,
@@ -56,6 +58,13 @@ class PosePrior:
     support: Tensor
     provenance: str
 
+    def __len__(self) -> int:
+        return EPOCH
+
+    def poses(self, index: Tensor, draws: Draws) -> Tensor:
+        """A fresh pose for each row of the draws, (rows, 24, 4), as `sample` gives; `index` means nothing here."""
+        return self._posed(draws, temperature=1.0)
+
     def sample(
         self, count: int, generator: Generator, device: torch.device | str = "cpu", *, temperature: float = 1.0
     ) -> Tensor:
@@ -64,24 +73,23 @@ class PosePrior:
         A pure function of the generator. `temperature` scales the covariances; a coordinate that leaves its bounds
         is moved back to them.
         """
-        tangent = self.lower.new_zeros(count, 3 * NUM_JOINTS, device=device)
-        coordinates = self.draw(count, generator, device, temperature=temperature)
+        return self._posed(Draws(count, generator, device=device), temperature)
+
+    def _posed(self, draws: Draws, temperature: float) -> Tensor:
+        device = draws.device
+        coordinates = self.draw(draws, temperature=temperature)
+        tangent = coordinates.new_zeros(len(draws), 3 * NUM_JOINTS)
         tangent[:, self.free.to(device)] = coordinates.clamp(self.lower.to(device), self.upper.to(device))
         pose = tangent_to_pose(tangent, self.reference.to(device))
-        mirrored = torch.rand(count, 1, 1, generator=generator, device=generator.device) < 0.5
-        return torch.where(mirrored.to(device), mirror_pose(pose), pose)
+        return torch.where(draws.rand(1, 1) < 0.5, mirror_pose(pose), pose)
 
-    def draw(
-        self, count: int, generator: Generator, device: torch.device | str = "cpu", *, temperature: float = 1.0
-    ) -> Tensor:
-        """Free coordinates as the mixture gives them, before bounds and mirroring; (count, D) radians."""
+    def draw(self, draws: Draws, *, temperature: float = 1.0) -> Tensor:
+        """Free coordinates as the mixture gives them, before bounds and mirroring; (rows, D) radians."""
         if not temperature >= 0:
             raise InputError(f"temperature must not be negative, got {temperature}; 1 is the model as fitted")
-        place = generator.device
-        component = torch.multinomial(self.weights.to(place), count, replacement=True, generator=generator).to(device)
-        factors = torch.randn(count, self.loadings.shape[-1], generator=generator, device=place).to(device)
-        noise = torch.randn(count, len(self.free), generator=generator, device=place).to(device)
-        means, loadings, noise_sd = (t.to(device)[component] for t in (self.means, self.loadings, self.noise_sd))
+        component = draws.choice(self.weights)
+        factors, noise = draws.randn(self.loadings.shape[-1]), draws.randn(len(self.free))
+        means, loadings, noise_sd = (t.to(draws.device)[component] for t in (self.means, self.loadings, self.noise_sd))
         return means + temperature**0.5 * ((loadings @ factors[..., None])[..., 0] + noise_sd * noise)
 
     def save(self, path: str | Path) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
+from data.draws import Draws
 from data.noise import NoiseConfig, imitate_detector
 from mesh.body import Body
 from mesh.camera import project
@@ -25,8 +26,14 @@ IMAGE_HEIGHT_PX = 1000.0  # of the imagined pictures; the networks see normalise
 class PoseSource(Protocol):
     """Where poses come from: a pose file or the shipped prior."""
 
-    def sample(self, count: int, generator: Generator, device: torch.device | str = "cpu") -> Tensor:
-        """Local rotations of the 24 SMPL joints, (count, 24, 4) quaternions wxyz, y up."""
+    def __len__(self) -> int:
+        """Poses in one epoch."""
+
+    def poses(self, index: Tensor, draws: Draws) -> Tensor:
+        """Local rotations of the 24 SMPL joints, y up: (B,) int64 in 0 .. len - 1 -> (B, 24, 4) quaternions wxyz.
+
+        On the device of the draws. A source with poses of its own looks them up; one without draws them.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +76,10 @@ def mirror_pose(quaternion: Tensor) -> Tensor:
 
 
 class Synthesiser:
-    """Draws batches: pose from the source, shape, camera and noise from stated distributions.
+    """Makes batches: poses of the source; shape, camera and noise drawn from stated distributions.
 
-    Everything is a pure function of the generator that `batch` is given.
+    A sample is a pure function of its pose and its own row of the draws that `batch` is given, so the rows of a batch
+    may be made in any pieces.
     """
 
     def __init__(
@@ -82,22 +90,26 @@ class Synthesiser:
         self.body_model = BodyModel(body).to(self.device)
 
     @torch.no_grad()
-    def batch(self, size: int, generator: Generator, *, with_vertices: bool) -> Batch:
-        """A batch of `size` people; vertices cost a full body-model pass and are made only on request."""
+    def batch(self, index: Tensor, draws: Draws, *, with_vertices: bool) -> Batch:
+        """The people in the poses at `index` (B,) int64 of the source, one for each row of the draws.
+
+        The draws must be for this synthesiser's device. Vertices cost a full body-model pass and are made only on
+        request.
+        """
+        if len(index) != len(draws):
+            raise ValueError(f"expected one pose index for each of the {len(draws)} rows of draws, got {len(index)}")
         config = self.config
-        pose = self.source.sample(size, generator, self.device)
-        mirrored = torch.rand(size, 1, 1, generator=generator, device=self.device) < config.mirror
-        pose = torch.where(mirrored, mirror_pose(pose), pose)
-        rotations = quaternion_to_matrix(self._tilt(pose, generator))
-        rotations[:, 0] = self._camera_rotation(size, generator) @ rotations[:, 0]
-        shape = torch.randn(size, self.joint_model.num_shape, generator=generator, device=self.device)
-        shape = (config.shape_sd * shape).clamp(-3, 3)
+        pose = self.source.poses(index, draws)
+        pose = torch.where(draws.rand(1, 1) < config.mirror, mirror_pose(pose), pose)
+        rotations = quaternion_to_matrix(self._tilt(pose, draws))
+        rotations[:, 0] = self._camera_rotation(draws) @ rotations[:, 0]
+        shape = (config.shape_sd * draws.randn(self.joint_model.num_shape)).clamp(-3, 3)
         joints, regressed = self.joint_model(rotations, shape)
         pelvis = regressed[:, HUMAN36M17.root_idx, None]
-        keypoints = self._photograph(joints - pelvis, generator)
-        noisy, confidence = imitate_detector(keypoints[:, : len(COCO17)], config.noise, generator)
+        keypoints = self._photograph(joints - pelvis, draws)
+        noisy, confidence = imitate_detector(keypoints[:, : len(COCO17)], config.noise, draws)
         keypoints, confidence = with_derived(noisy, confidence)
-        valid = torch.ones(size, dtype=torch.bool, device=self.device)
+        valid = torch.ones(len(index), dtype=torch.bool, device=self.device)
         return Batch(
             keypoints_px=keypoints,
             confidence=confidence,
@@ -106,41 +118,43 @@ class Synthesiser:
             vertices_m=self.body_model(rotations, shape)[0] - pelvis if with_vertices else None,
             joints_valid=valid,
             mesh_valid=valid,
+            ids=index.to(self.device),
         )
 
-    def _tilt(self, pose: Tensor, generator: Generator) -> Tensor:
+    def _tilt(self, pose: Tensor, draws: Draws) -> Tensor:
         """Some bodies are turned as a whole: lying, diving, upside down."""
-        camera, size = self.config.camera, len(pose)
-        turn = torch.randn(size, 3, generator=generator, device=self.device) * math.radians(camera.tilt_sd_deg)
-        turn = turn * (torch.rand(size, 1, generator=generator, device=self.device) < camera.tilted)
+        camera = self.config.camera
+        turn = draws.randn(3) * math.radians(camera.tilt_sd_deg)
+        turn = turn * (draws.rand(1) < camera.tilted)
         root = quaternion_multiply(axis_angle_to_quaternion(turn), pose[:, 0])
         return torch.cat((root[:, None], pose[:, 1:]), dim=1)
 
-    def _uniform(self, size: int, bounds: Sequence[float], generator: Generator) -> Tensor:
-        low, high = bounds
-        return low + (high - low) * torch.rand(size, generator=generator, device=self.device)
-
-    def _camera_rotation(self, size: int, generator: Generator) -> Tensor:
+    def _camera_rotation(self, draws: Draws) -> Tensor:
         """World (y up) to camera (y down, z forward), after a turn about the vertical; (B, 3, 3)."""
         camera = self.config.camera
-        yaw = self._uniform(size, (-math.pi, math.pi), generator)
-        pitch = self._uniform(size, [math.radians(d) for d in camera.pitch_deg], generator)
-        roll = torch.randn(size, generator=generator, device=self.device) * math.radians(camera.roll_sd_deg)
+        yaw = _uniform((-math.pi, math.pi), draws)
+        pitch = _uniform([math.radians(d) for d in camera.pitch_deg], draws)
+        roll = draws.randn() * math.radians(camera.roll_sd_deg)
         upright = torch.diag(torch.tensor((1.0, -1.0, -1.0), device=self.device))
         return rotation_about("z", roll) @ rotation_about("x", pitch) @ upright @ rotation_about("y", yaw)
 
-    def _photograph(self, joints_m: Tensor, generator: Generator) -> Tensor:
+    def _photograph(self, joints_m: Tensor, draws: Draws) -> Tensor:
         """Root-relative joints to pixels of an imagined picture, (B, J, 3) -> (B, J, 2)."""
-        camera, size = self.config.camera, len(joints_m)
-        focal = self._uniform(size, [math.log(f) for f in camera.focal], generator).exp()
-        fill = self._uniform(size, camera.fill, generator)
+        camera = self.config.camera
+        focal = _uniform([math.log(f) for f in camera.focal], draws).exp()
+        fill = _uniform(camera.fill, draws)
         extent = (joints_m[..., :2].amax(1) - joints_m[..., :2].amin(1)).amax(-1).clamp_min(0.5)
         nearest = -joints_m[..., 2].amin(1)
         depth = (focal * extent / fill).maximum(nearest + 0.4)
-        place = (2 * torch.rand(size, 2, generator=generator, device=self.device) - 1) * camera.off_centre
+        place = (2 * draws.rand(2) - 1) * camera.off_centre
         root = torch.cat((place * (depth / focal)[:, None], depth[:, None]), dim=1)
-        middle = torch.full((size, 2), IMAGE_HEIGHT_PX / 2, device=self.device)
+        middle = torch.full((len(joints_m), 2), IMAGE_HEIGHT_PX / 2, device=self.device)
         return project(joints_m + root[:, None], focal * IMAGE_HEIGHT_PX, middle)
+
+
+def _uniform(bounds: Sequence[float], draws: Draws) -> Tensor:
+    low, high = bounds
+    return low + (high - low) * draws.rand()
 
 
 def with_derived(keypoints: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:

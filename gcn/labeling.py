@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gcn.posenet import ResidualBlock
@@ -55,17 +55,20 @@ def exchange_labels(features: Tensor, *, face: bool = True) -> Tensor:
     return exchanged
 
 
-def exchange_some(features: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Half of the poses exchanged, half of those but for the face: (B, 19, C) -> (B, 19, C), (B,) bool."""
-    draw = torch.rand(len(features), 1, 1, generator=generator, device=features.device)
-    mixed = torch.where(draw < 0.25, exchange_labels(features), features)
-    mixed = torch.where((draw >= 0.25) & (draw < 0.5), exchange_labels(features, face=False), mixed)
-    return mixed, draw[:, 0, 0] < 0.5
+def exchange_some(features: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+    """Half of the poses exchanged, half of those but for the face: (B, 19, C) -> (B, 19, C), (B,) bool.
+
+    `draw` (B,), uniform in [0, 1), decides: below 1/4 the whole pose, from there to 1/2 all but the face.
+    """
+    chance = draw[:, None, None]
+    mixed = torch.where(chance < 0.25, exchange_labels(features), features)
+    mixed = torch.where((chance >= 0.25) & (chance < 0.5), exchange_labels(features, face=False), mixed)
+    return mixed, draw < 0.5
 
 
 def labeling_loss(log_odds: Tensor, exchanged: Tensor) -> Tensor:
-    """Cross-entropy, (B,), (B,) bool -> ()."""
-    return binary_cross_entropy_with_logits(log_odds, exchanged.to(log_odds))
+    """Cross-entropy, (B,), (B,) bool -> (B,)."""
+    return binary_cross_entropy_with_logits(log_odds, exchanged.to(log_odds), reduction="none")
 
 
 def exchanged_probability(log_odds: Tensor, prior: float = PRIOR_EXCHANGED) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
+import torch
 from torch import Tensor
 
 
@@ -14,7 +15,8 @@ class Batch:
     `keypoints_px` (B, J, 2) and `confidence` (B, J) in the input joint set; `joints_m` (B, J, 3) the same joints in
     3D, relative to that set's root; `regressed_m` (B, 17, 3) human36m17 relative to its pelvis; `vertices_m`
     (B, V, 3) relative to the same pelvis, or None when only joints were asked for; `joints_valid` and `mesh_valid`
-    (B,) bool: samples without truth are left out of the losses.
+    (B,) bool: samples without truth are left out of the losses; `ids` (B,) int64 the place of each sample's pose in its
+    source, which is what an error message names.
     """
 
     keypoints_px: Tensor
@@ -24,6 +26,12 @@ class Batch:
     vertices_m: Tensor | None
     joints_valid: Tensor
     mesh_valid: Tensor
+    ids: Tensor
 
     def __len__(self) -> int:
         return len(self.keypoints_px)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in named.items() if tensor is not None})

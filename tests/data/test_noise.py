@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Generator
 
+from data.draws import Draws
 from data.noise import COCO_SIGMAS, NoiseConfig, imitate_detector, person_size
 from mesh.joints import COCO17
 
@@ -18,19 +20,23 @@ def people(generator: torch.Generator) -> torch.Tensor:
     return torch.randn(4000, 17, 2, generator=generator) * torch.tensor([60.0, 200]) + 500
 
 
+def detected(people: torch.Tensor, config: NoiseConfig, generator: Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    return imitate_detector(people, config, Draws(len(people), generator))
+
+
 def test_exact_samples_stay_exact_with_full_confidence(people, generator) -> None:
-    noisy, confidence = imitate_detector(people, NoiseConfig(clean=1.0), generator)
+    noisy, confidence = detected(people, NoiseConfig(clean=1.0), generator)
     assert torch.equal(noisy, people) and (confidence == 1).all()
 
 
 def test_the_share_of_exact_samples_is_as_stated(people, generator) -> None:
-    noisy, _ = imitate_detector(people, NoiseConfig(clean=0.4), generator)
+    noisy, _ = detected(people, NoiseConfig(clean=0.4), generator)
     assert (noisy == people).all((1, 2)).float().mean().item() == pytest.approx(0.4, abs=0.03)
 
 
 def test_jitter_has_the_stated_size_per_joint(people, generator) -> None:
     config = replace(QUIET, jitter=0.5, jitter_spread=0.0)
-    noisy, _ = imitate_detector(people, config, generator)
+    noisy, _ = detected(people, config, generator)
     spread = ((noisy - people) / person_size(people)[:, None, None]).std((0, 2))
     torch.testing.assert_close(spread, 0.5 * torch.tensor(COCO_SIGMAS), rtol=0.05, atol=0)
 
@@ -45,12 +51,12 @@ def test_jitter_has_the_stated_size_per_joint(people, generator) -> None:
     ],
 )
 def test_joints_are_hidden_as_often_as_stated(people, generator, setting, joint: str, expected: float) -> None:
-    _, confidence = imitate_detector(people, replace(QUIET, **setting), generator)
+    _, confidence = detected(people, replace(QUIET, **setting), generator)
     assert (confidence[:, COCO17.index(joint)] == 0).float().mean().item() == pytest.approx(expected, abs=0.025)
 
 
 def test_a_cut_off_picture_hides_everything_beyond_one_line(people, generator) -> None:
-    _, confidence = imitate_detector(people, replace(QUIET, cut_off=1.0, jitter=0.0), generator)
+    _, confidence = detected(people, replace(QUIET, cut_off=1.0, jitter=0.0), generator)
     hidden = confidence == 0
     some = hidden.any(1)
     assert some.float().mean() > 0.9
@@ -65,7 +71,7 @@ def test_a_cut_off_picture_hides_everything_beyond_one_line(people, generator) -
 
 
 def test_shifted_definitions_move_hips_and_shoulders_only(people, generator) -> None:
-    noisy, _ = imitate_detector(people, replace(QUIET, definition_width=0.4, jitter=0.0), generator)
+    noisy, _ = detected(people, replace(QUIET, definition_width=0.4, jitter=0.0), generator)
     moved = ((noisy - people).norm(dim=-1) > 1e-3).any(0)
     names = {name for name, yes in zip(COCO17.names, moved.tolist()) if yes}
     assert names == {"left_hip", "right_hip", "left_shoulder", "right_shoulder"}
@@ -76,9 +82,9 @@ def test_shifted_definitions_move_hips_and_shoulders_only(people, generator) -> 
 
 def test_outliers_and_shifts_along_the_trunk_have_the_stated_size(people, generator) -> None:
     size = person_size(people)[:, None, None]
-    wild, _ = imitate_detector(people, replace(QUIET, outlier=1.0, outlier_sd=0.2), generator)
+    wild, _ = detected(people, replace(QUIET, outlier=1.0, outlier_sd=0.2), generator)
     assert ((wild - people) / size).std().item() == pytest.approx(0.2, rel=0.03)
-    shifted, _ = imitate_detector(people, replace(QUIET, definition_shift=0.1, jitter=0.0), generator)
+    shifted, _ = detected(people, replace(QUIET, definition_shift=0.1, jitter=0.0), generator)
     hips, shoulders = (list(COCO17.indices((f"left_{j}", f"right_{j}"))) for j in ("hip", "shoulder"))
     trunk = people[:, shoulders].mean(1) - people[:, hips].mean(1)
     along = ((shifted - people)[:, hips].mean(1) * trunk).sum(-1) / trunk.square().sum(-1)
@@ -86,7 +92,7 @@ def test_outliers_and_shifts_along_the_trunk_have_the_stated_size(people, genera
 
 
 def test_confidence_falls_with_error_and_stays_above_the_threshold(people, generator) -> None:
-    noisy, confidence = imitate_detector(people, replace(QUIET, outlier=0.3), generator)
+    noisy, confidence = detected(people, replace(QUIET, outlier=0.3), generator)
     error = (noisy - people).norm(dim=-1)
     far = error > error.quantile(0.9)
     assert confidence[far].mean() < confidence[~far].mean() - 0.1
@@ -95,6 +101,16 @@ def test_confidence_falls_with_error_and_stays_above_the_threshold(people, gener
 
 def test_the_same_generator_gives_the_same_noise_and_the_global_one_is_untouched(people) -> None:
     before = torch.random.get_rng_state()
-    runs = [imitate_detector(people, NoiseConfig(), torch.Generator().manual_seed(5)) for _ in range(2)]
+    runs = [detected(people, NoiseConfig(), Generator().manual_seed(5)) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_the_noise_of_a_person_does_not_depend_on_how_the_batch_is_split(people) -> None:
+    def piece(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        draws = Draws(len(people), Generator().manual_seed(5), rows)
+        return imitate_detector(people[rows], NoiseConfig(clean=0.2, cut_off=0.5), draws)
+
+    (noisy, confidence), *parts = piece(slice(0, 4000)), piece(slice(0, 1501)), piece(slice(1501, 4000))
+    torch.testing.assert_close(torch.cat([part[0] for part in parts]), noisy, rtol=0, atol=1e-3)
+    assert torch.equal(torch.cat([part[1] for part in parts]), confidence)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from data.draws import Draws, step_generator
 from data.prior import PosePrior, load_pose_prior, pose_to_tangent, remove_yaw, tangent_to_pose
 from data.synthesis import mirror_pose
 from mesh.errors import InputError
@@ -39,6 +40,28 @@ def test_sampling_depends_on_the_generator_alone(prior: PosePrior) -> None:
     assert not torch.equal(first, prior.sample(50, seeded(1)))
 
 
+def test_the_poses_of_a_source_are_its_samples_whatever_the_index(prior: PosePrior) -> None:
+    whole = prior.poses(torch.arange(8), Draws(8, step_generator(0, 4)))
+    assert torch.equal(whole, prior.sample(8, step_generator(0, 4)))
+    assert torch.equal(whole, prior.poses(torch.zeros(8, dtype=torch.int64), Draws(8, step_generator(0, 4))))
+
+
+def test_poses_are_the_same_however_the_rows_are_split(prior: PosePrior) -> None:
+    def piece(rows: slice) -> Tensor:
+        return prior.poses(torch.arange(8)[rows], Draws(8, step_generator(0, 4), rows))
+
+    parts = torch.cat((piece(slice(0, 3)), piece(slice(3, 8))))
+    torch.testing.assert_close(parts, piece(slice(0, 8)), rtol=0, atol=1e-6)
+
+
+def test_components_are_as_frequent_as_their_weights(prior: PosePrior) -> None:
+    count = len(prior.weights)
+    marked = replace(prior, means=torch.arange(count)[:, None].expand_as(prior.means).float())
+    drawn = marked.draw(Draws(40_000, seeded()), temperature=0.0)[:, 0].long()
+    shares = torch.bincount(drawn, minlength=count) / 40_000
+    torch.testing.assert_close(shares, prior.weights / prior.weights.sum(), rtol=0, atol=0.005)
+
+
 def test_sampling_leaves_the_global_generator_untouched(prior: PosePrior) -> None:
     before = torch.get_rng_state()
     prior.sample(5, seeded())
@@ -66,14 +89,14 @@ def test_no_sample_leaves_the_bounds(prior: PosePrior) -> None:
 
 
 def test_hardly_any_coordinate_of_the_shipped_model_needs_its_bounds(prior: PosePrior) -> None:
-    drawn = prior.draw(5000, seeded())
+    drawn = prior.draw(Draws(5000, seeded()))
     outside = ((drawn < prior.lower) | (drawn > prior.upper)).float().mean()
     assert 0 < outside < 0.005
 
 
 def test_temperature_scales_the_spread(prior: PosePrior) -> None:
-    cold, hot = (prior.draw(500, seeded(), temperature=t) for t in (0.0, 0.25))
-    warm = prior.draw(500, seeded())
+    cold, hot = (prior.draw(Draws(500, seeded()), temperature=t) for t in (0.0, 0.25))
+    warm = prior.draw(Draws(500, seeded()))
     torch.testing.assert_close(hot - cold, (warm - cold) / 2, rtol=1e-4, atol=1e-5)
 
 
@@ -86,7 +109,7 @@ def test_draws_follow_the_stated_covariance(prior: PosePrior) -> None:
     single = replace(
         prior, weights=torch.ones(1), **{k: getattr(prior, k)[:1] for k in ("means", "loadings", "noise_sd")}
     )
-    drawn = single.draw(20000, seeded())
+    drawn = single.draw(Draws(20000, seeded()))
     expected = single.loadings[0] @ single.loadings[0].T + single.noise_sd[0].square().diag()
     error = (torch.cov(drawn.T) - expected).norm() / expected.norm()
     assert error < 0.05

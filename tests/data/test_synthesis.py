@@ -1,21 +1,20 @@
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import fields, replace
 
-import numpy as np
 import pytest
 import torch
 
+from data.draws import Draws, step_generator
 from data.noise import NoiseConfig
-from data.poses import read_poses
+from data.poses import PoseFile
 from data.prior import load_pose_prior
-from data.synthesis import CameraConfig, SynthesisConfig, Synthesiser, mirror_pose
+from data.synthesis import CameraConfig, PoseSource, SynthesisConfig, Synthesiser, mirror_pose
 from mesh.body import Body, load_body
 from mesh.camera import fit_weak_perspective
-from mesh.errors import InputError
 from mesh.joints import COCO19, HUMAN36M17, SMPL24
 from mesh.rotation import quaternion_multiply
+from mesh.samples import Batch
 
 EXACT = SynthesisConfig(noise=NoiseConfig(clean=1.0))
 
@@ -28,15 +27,21 @@ def body() -> Body:
 class Resting:
     """A pose source that always stands in rest pose."""
 
-    def sample(self, count, generator, device="cpu") -> torch.Tensor:
-        pose = torch.zeros(count, 24, 4, device=device)
+    def __len__(self) -> int:
+        return 4000
+
+    def poses(self, index, draws) -> torch.Tensor:
+        pose = torch.zeros(len(index), 24, 4, device=draws.device)
         pose[..., 0] = 1
         return pose
 
 
-def batch_of(body: Body, config: SynthesisConfig = EXACT, source=None, size: int = 64, seed: int = 0):
+def batch_of(
+    body: Body, config: SynthesisConfig = EXACT, source: PoseSource | None = None, size: int = 64, seed: int = 0,
+    *, with_vertices: bool = True,
+) -> Batch:  # fmt: skip
     synthesiser = Synthesiser(source or load_pose_prior(), body, config)
-    return synthesiser.batch(size, torch.Generator().manual_seed(seed), with_vertices=True)
+    return synthesiser.batch(torch.arange(size), Draws(size, step_generator(seed, 0)), with_vertices=with_vertices)
 
 
 def test_targets_agree_with_the_vertices(body: Body) -> None:
@@ -49,7 +54,7 @@ def test_targets_agree_with_the_vertices(body: Body) -> None:
     assert (batch.regressed_m[:, HUMAN36M17.root_idx].abs() < 1e-6).all()
 
 
-def weak_perspective_misfit(batch) -> torch.Tensor:
+def weak_perspective_misfit(batch: Batch) -> torch.Tensor:
     camera = fit_weak_perspective(batch.joints_m, batch.keypoints_px, batch.confidence)
     placed = batch.joints_m[..., :2] * camera[:, None, :1] + camera[:, None, 1:]
     size = (batch.keypoints_px.amax(1) - batch.keypoints_px.amin(1)).amax(-1)
@@ -80,8 +85,8 @@ def test_bodies_vary_in_height_as_stated(body: Body) -> None:
 
 def test_half_of_the_poses_are_mirrored(body: Body) -> None:
     class LeftArmUp(Resting):
-        def sample(self, count, generator, device="cpu") -> torch.Tensor:
-            pose = super().sample(count, generator, device)
+        def poses(self, index, draws) -> torch.Tensor:
+            pose = super().poses(index, draws)
             pose[:, SMPL24.index("left_shoulder")] = torch.tensor([0.7071, 0, 0, 0.7071])
             return pose
 
@@ -110,7 +115,7 @@ def test_somebody_who_faces_the_camera_has_the_left_hand_on_the_picture_s_right(
 
 
 def test_yaw_is_uniform_and_distance_and_place_vary(body: Body) -> None:
-    batch = batch_of(body, source=Resting(), size=2000)
+    batch = batch_of(body, source=Resting(), size=2000, with_vertices=False)
     left, right = COCO19.indices(("left_shoulder", "right_shoulder"))
     across = batch.joints_m[:, left] - batch.joints_m[:, right]
     quarter = torch.atan2(across[:, 2], across[:, 0]).div(torch.pi / 2).floor()
@@ -123,7 +128,7 @@ def test_yaw_is_uniform_and_distance_and_place_vary(body: Body) -> None:
 
 def test_a_tilted_share_of_the_bodies_is_turned(body: Body) -> None:
     camera = replace(CameraConfig(), pitch_deg=(0.0, 0.0), roll_sd_deg=0.0, tilted=0.5, tilt_sd_deg=90.0)
-    batch = batch_of(body, replace(EXACT, camera=camera), Resting(), 1000)
+    batch = batch_of(body, replace(EXACT, camera=camera), Resting(), 1000, with_vertices=False)
     up = -batch.joints_m[:, COCO19.index("neck"), 1] / batch.joints_m[:, COCO19.index("neck")].norm(dim=-1)
     assert (up > 0.99).float().mean().item() == pytest.approx(0.5, abs=0.06)
 
@@ -136,7 +141,7 @@ def test_pelvis_and_neck_are_derived_from_the_noisy_joints(body: Body) -> None:
         torch.testing.assert_close(batch.confidence[:, index], batch.confidence[:, of].amin(1))
 
 
-def test_a_batch_is_a_pure_function_of_its_generator(body: Body) -> None:
+def test_a_batch_is_a_pure_function_of_its_poses_and_draws(body: Body) -> None:
     before = torch.random.get_rng_state()
     first, second, other = (batch_of(body, SynthesisConfig(), size=8, seed=s) for s in (3, 3, 4))
     assert torch.equal(first.keypoints_px, second.keypoints_px) and torch.equal(first.vertices_m, second.vertices_m)
@@ -144,53 +149,57 @@ def test_a_batch_is_a_pure_function_of_its_generator(body: Body) -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def pose_file() -> PoseFile:
+    return PoseFile(quaternions=load_pose_prior().sample(50, torch.Generator().manual_seed(1)), name="some poses")
+
+
+@pytest.mark.parametrize("with_vertices", [False, True])
+@pytest.mark.parametrize("source", [pose_file, load_pose_prior])
+def test_the_samples_of_a_step_are_the_same_however_its_rows_are_split(body: Body, source, with_vertices: bool) -> None:
+    synthesiser = Synthesiser(source(), body, SynthesisConfig())
+    index = torch.tensor([5, 3, 49, 0, 3, 20, 21, 8])
+
+    def piece(rows: slice) -> Batch:
+        return synthesiser.batch(index[rows], Draws(8, step_generator(0, 2), rows), with_vertices=with_vertices)
+
+    whole, first, second = piece(slice(0, 8)), piece(slice(0, 3)), piece(slice(3, 8))
+    assert (whole.confidence < 1).any() and (whole.vertices_m is not None) == with_vertices
+    for field in fields(Batch):
+        expected, *parts = (getattr(batch, field.name) for batch in (whole, first, second))
+        if expected is None:
+            assert parts == [None, None]
+        elif field.name.endswith(("_m", "_px")):
+            tolerance = 1e-6 if field.name.endswith("_m") else 1e-3
+            torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=tolerance)
+        else:
+            assert torch.equal(torch.cat(parts), expected)
+
+
+def test_a_sample_carries_the_place_of_its_pose(body: Body) -> None:
+    index = torch.tensor([5, 3, 49])
+    batch = Synthesiser(pose_file(), body, EXACT).batch(index, Draws(3, step_generator(0, 0)), with_vertices=False)
+    assert torch.equal(batch.ids, index)
+
+
+def test_an_index_that_does_not_fit_the_rows_is_refused(body: Body) -> None:
+    synthesiser = Synthesiser(pose_file(), body, EXACT)
+    with pytest.raises(ValueError, match="each of the 2 rows of draws, got 1"):
+        synthesiser.batch(torch.tensor([5]), Draws(8, step_generator(0, 0), slice(0, 2)), with_vertices=False)
+
+
+@pytest.mark.parametrize("with_vertices", [False, True])
+def test_a_batch_moves_to_another_device_as_a_whole(body: Body, with_vertices: bool) -> None:
+    draws = Draws(2, step_generator(0, 0))
+    batch = Synthesiser(pose_file(), body, EXACT).batch(torch.arange(2), draws, with_vertices=with_vertices)
+    moved = batch.to("meta")
+    assert (moved.vertices_m is not None) == with_vertices
+    for field in fields(Batch):
+        before, after = getattr(batch, field.name), getattr(moved, field.name)
+        assert before is None or (after.device.type == "meta" and after.shape == before.shape)
+
+
 def test_mirroring_a_pose_twice_changes_nothing_and_respects_composition(generator: torch.Generator) -> None:
     a, b = torch.randn(2, 5, 24, 4, generator=generator)
     assert torch.equal(mirror_pose(mirror_pose(a)), a)
     product = mirror_pose(quaternion_multiply(a, b))
     torch.testing.assert_close(product, quaternion_multiply(mirror_pose(a), mirror_pose(b)))
-
-
-@pytest.fixture
-def pose_file(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    poses = rng.normal(size=(40, 24, 4)).astype(np.float16)
-    np.savez(tmp_path / "p.npz", poses=poses, subject=np.repeat([1, 2, 3, 4], 10), level=np.tile([0, 1, 2, 3, 4], 8))
-    return tmp_path / "p.npz"
-
-
-def test_pose_files_are_split_by_subject_and_level(pose_file: Path) -> None:
-    assert len(read_poses(pose_file)) == 40
-    assert len(read_poses(pose_file, subjects=(2,))) == 10
-    assert len(read_poses(pose_file, except_subjects=(2, 3), max_level=1)) == 8
-    norms = read_poses(pose_file).quaternions.norm(dim=-1)
-    torch.testing.assert_close(norms, torch.ones(40, 24))
-
-
-def test_axis_angle_pose_files_are_read_too(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", poses=np.full((2, 24, 3), [np.pi, 0, 0], np.float32))
-    expected = torch.tensor([0.0, 1, 0, 0]).expand(2, 24, 4)
-    torch.testing.assert_close(read_poses(tmp_path / "a.npz").quaternions, expected, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "options", "message"),
-    [
-        ({"poses": np.zeros((3, 23, 4))}, {}, r"shape \(3, 23, 4\); expected \(N, 24, 4\)"),
-        ({"joints": np.zeros(3)}, {}, "holds no 'poses'"),
-        ({"poses": np.full((3, 24, 4), np.nan)}, {}, "NaN"),
-        ({"poses": np.ones((3, 24, 4))}, {"subjects": (1,)}, "no 'subject' column"),
-        ({"poses": np.ones((3, 24, 4)), "subject": np.ones(4, int)}, {"subjects": (1,)}, "must be 3 whole numbers"),
-        ({"poses": np.ones((3, 24, 4)), "subject": np.ones(3, int)}, {"subjects": (7,)}, "no pose is left of 3"),
-    ],
-)
-def test_bad_pose_files_are_refused(tmp_path: Path, arrays, options, message: str) -> None:
-    np.savez(tmp_path / "bad.npz", **arrays)
-    with pytest.raises(InputError, match=message):
-        read_poses(tmp_path / "bad.npz", **options)
-
-
-def test_a_truncated_pose_file_is_refused(pose_file: Path) -> None:
-    pose_file.write_bytes(pose_file.read_bytes()[:1000])
-    with pytest.raises(InputError, match="not a whole"):
-        read_poses(pose_file)
