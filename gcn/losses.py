@@ -1,4 +1,4 @@
-"""The losses of Pose2Mesh (Choi et al. 2020, section 5.2). Samples without truth are left out, not diluted."""
+"""The losses of Pose2Mesh (Choi et al. 2020, section 5.2), one value per sample."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ from mesh.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """Weights of the sum. The original's, written for metres: vertex 1, normal 0.1, edge 20, joints 1."""
+    """Weights of the sum. The original's, written for metres: vertex 1, normal 0.1, edge 20, joints 1.
+
+    The original adds the edge term after some epochs, at once, which makes the loss jump; `edge_ramp_epochs` lets it
+    grow to its full weight instead.
+    """
 
     vertex: float = 1.0
     normal: float = 0.1
     edge: float = 20.0
+    edge_start_epoch: float = 0.0
+    edge_ramp_epochs: float = 0.0
     mesh_joint: float = 1.0
     lift_joint: float = 1.0
     labeling: float = 1.0
@@ -26,17 +32,20 @@ class LossWeights:
 
     def __post_init__(self) -> None:
         require(0 < self.surface_share <= 1, f"loss.surface_share must lie in (0, 1], got {self.surface_share}")
+        for name in ("edge_start_epoch", "edge_ramp_epochs"):
+            require(getattr(self, name) >= 0, f"loss.{name} must not be negative, got {getattr(self, name)}")
+
+    def at(self, epoch: float) -> dict[str, float]:
+        """The weight of every term after so many epochs."""
+        since = epoch - self.edge_start_epoch
+        share = 0.0 if since < 0 else 1.0 if self.edge_ramp_epochs == 0 else min(1.0, since / self.edge_ramp_epochs)
+        terms = ("vertex", "normal", "mesh_joint", "lift_joint", "labeling")
+        return {name: getattr(self, name) for name in terms} | {"edge": share * self.edge}
 
 
-def masked_mean(per_sample: Tensor, valid: Tensor) -> Tensor:
-    """Mean over the valid samples, (B,), (B,) bool -> (); 0 with a gradient of 0 if there is none."""
-    count = valid.sum().clamp_min(1)
-    return torch.where(valid, per_sample, 0.0).sum() / count
-
-
-def point_l1(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Mean absolute coordinate error of joints or vertices: (B, N, 3) twice, (B,) -> (), metres."""
-    return masked_mean((pred - target).abs().mean((1, 2)), valid)
+def point_l1(pred: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute coordinate error of joints or vertices: (B, N, 3) twice -> (B,) metres."""
+    return (pred - target).abs().mean((1, 2))
 
 
 class SurfaceLoss(nn.Module):
@@ -66,8 +75,8 @@ class SurfaceLoss(nn.Module):
     def _edge_vectors(self, vertices: Tensor) -> Tensor:
         return vertices[:, self.edges[:, 1]] - vertices[:, self.edges[:, 0]]  # (B, E, 3)
 
-    def forward(self, pred: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, V, 3) predicted and true vertices in metres, (B,) -> normal loss (), edge loss () in metres."""
+    def forward(self, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, V, 3) predicted and true vertices in metres -> normal loss (B,), edge loss (B,) in metres."""
         with torch.no_grad():
             corners = target[:, self.faces]  # (B, F, 3, 3)
             sides = corners[:, :, 1:] - corners[:, :, :1]
@@ -79,4 +88,4 @@ class SurfaceLoss(nn.Module):
         unit = vectors / length[..., None]
         cosines = (unit[:, self.face_edges] * normals[:, :, None]).sum(-1)  # (B, F, 3)
         edge = ((length - true_length).abs() * self.edge_share).sum(-1)
-        return masked_mean(cosines.abs().mean((1, 2)), valid), masked_mean(edge, valid)
+        return cosines.abs().mean((1, 2)), edge

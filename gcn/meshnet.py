@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate, relu
 
 from gcn.coarsening import Hierarchy
 from gcn.graph import Rescaling, joint_adjacency, normalised_laplacian, rescale_laplacian
+from gcn.layers.batchnorm import BatchNorm
 from gcn.layers.chebyshev import ChebConv, Operator
 from gcn.layers.sparse import SparseMatrix
 from gcn.upsampling import Upsampling
@@ -64,7 +65,7 @@ class GraphBlock(nn.Module):
         steps = list(zip(channels, channels[1:]))  # noqa: RUF007
         self.convolutions = nn.ModuleList(ChebConv(a, b, order) for a, b in steps)
         normed = steps[:-1] if is_last else steps
-        self.norms = nn.ModuleList(nn.BatchNorm1d(b) for _, b in normed)
+        self.norms = nn.ModuleList(BatchNorm(b) for _, b in normed)
         self.residual = residual and not is_last
 
     def forward(self, operator: Operator, x: Tensor) -> Tensor:

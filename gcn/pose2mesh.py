@@ -21,6 +21,7 @@ from gcn.posenet import PoseNet, PoseNetConfig
 from gcn.upsampling import Upsampling, fit_upsampling
 from mesh.body import Body
 from mesh.errors import InputError
+from mesh.files import replacing
 from mesh.joints import COCO19
 
 JOINTS = COCO19
@@ -72,6 +73,29 @@ def build_graph(config: MeshNetConfig, body: Body, posed_vertices: np.ndarray) -
     return MeshGraph(hierarchy=hierarchy, upsampling=upsampling)
 
 
+def graph_tensors(graph: MeshGraph) -> dict[str, Tensor]:
+    """A graph as tensors, to be stored beside the weights that were trained on it, with its `hierarchy.digest`."""
+    tensors = {f"parent{i}": torch.from_numpy(p.astype(np.int16)) for i, p in enumerate(graph.hierarchy.parents)}
+    if graph.upsampling is not None:
+        tensors["upsampling_nodes"] = torch.from_numpy(graph.upsampling.nodes.astype(np.int16))
+        tensors["upsampling_weights"] = torch.from_numpy(graph.upsampling.weights)
+    return tensors
+
+
+def graph_from_tensors(tensors: Mapping[str, Tensor], digest: str, body: Body, origin: str) -> MeshGraph:
+    """The inverse of `graph_tensors`; InputError, naming `origin`, if the body's mesh gives another graph."""
+    parents = [tensors[f"parent{i}"].numpy() for i in range(sum(k.startswith("parent") for k in tensors))]
+    hierarchy = hierarchy_from_parents(body.edges, body.num_vertices, parents)
+    if hierarchy.digest != digest:
+        raise InputError(f"{origin} was trained on another mesh than {body.name}: their graphs differ")
+    if "upsampling_nodes" not in tensors:
+        return MeshGraph(hierarchy=hierarchy, upsampling=None)
+    nodes = tensors["upsampling_nodes"].numpy().astype(np.int64)
+    return MeshGraph(
+        hierarchy=hierarchy, upsampling=Upsampling(nodes=nodes, weights=tensors["upsampling_weights"].numpy())
+    )
+
+
 class Pose2Mesh(nn.Module):
     """2D joints (COCO-19) to root-relative 3D joints and mesh vertices, metres, camera frame."""
 
@@ -113,7 +137,7 @@ _KINDS: dict[type[nn.Module], str] = {Pose2Mesh: "pose2mesh", PoseNet: "posenet"
 
 def save_weights(path: Path, model: nn.Module, config: ModelConfig, notes: Mapping[str, str]) -> None:
     """Write a network's weights as safetensors in half precision, with config, graph and its hash. Atomic."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     prefix = "" if isinstance(model, Pose2Mesh) else f"{_KINDS[type(model)]}."
     tensors = {
@@ -123,16 +147,10 @@ def save_weights(path: Path, model: nn.Module, config: ModelConfig, notes: Mappi
     kind = _KINDS[type(model)]
     metadata = {"format": FORMAT, "kind": kind, "config": json.dumps(asdict(config)), **notes}
     if isinstance(model, Pose2Mesh):
-        hierarchy, upsampling = model.graph.hierarchy, model.graph.upsampling
-        metadata["graph"] = hierarchy.digest
-        for level, parent in enumerate(hierarchy.parents):
-            tensors[f"graph.parent{level}"] = torch.from_numpy(parent.astype(np.int16))
-        if upsampling is not None:
-            tensors["graph.upsampling_nodes"] = torch.from_numpy(upsampling.nodes.astype(np.int16))
-            tensors["graph.upsampling_weights"] = torch.from_numpy(upsampling.weights)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
-    temporary.replace(path)
+        metadata["graph"] = model.graph.hierarchy.digest
+        tensors |= {f"graph.{name}": value for name, value in graph_tensors(model.graph).items()}
+    with replacing(path) as file:
+        file.write(save({name: value.cpu().contiguous() for name, value in tensors.items()}, metadata))
 
 
 def _read_weights(path: Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -167,8 +185,9 @@ def _consistent(path: Path) -> Iterator[None]:
         raise InputError(f"{path} does not fit its own description: {str(exc).splitlines()[0]}") from exc
 
 
-def _model_config(metadata: Mapping[str, str]) -> ModelConfig:
-    values: dict[str, Any] = json.loads(metadata["config"])
+def model_config(text: str) -> ModelConfig:
+    """The config that `json.dumps(asdict(config))` wrote."""
+    values: dict[str, Any] = json.loads(text)
     parts = {"posenet": PoseNetConfig, "meshnet": MeshNetConfig, "labeling": LabelingConfig}
     return ModelConfig(**values | {name: part(**values.get(name, {})) for name, part in parts.items()})
 
@@ -186,7 +205,7 @@ def load_labeling(path: str | Path) -> tuple[LabelingNet, ModelConfig]:
     path = Path(path)
     tensors, metadata = _read_weights(path, "labeling")
     with _consistent(path):
-        config = _model_config(metadata)
+        config = model_config(metadata["config"])
         labeling = build_labeling(config)
         labeling.load_state_dict(_strip(tensors, "labeling."))
     return labeling.eval(), config
@@ -197,7 +216,7 @@ def load_posenet(path: str | Path) -> tuple[PoseNet, ModelConfig]:
     path = Path(path)
     tensors, metadata = _read_weights(path, "posenet", "pose2mesh")
     with _consistent(path):
-        config = _model_config(metadata)
+        config = model_config(metadata["config"])
         posenet = build_posenet(config)
         posenet.load_state_dict(_strip(tensors, "posenet."))
     return posenet.eval(), config
@@ -208,20 +227,8 @@ def load_pose2mesh(path: str | Path, body: Body) -> Pose2Mesh:
     path = Path(path)
     tensors, metadata = _read_weights(path, "pose2mesh")
     with _consistent(path):
-        model = Pose2Mesh(_model_config(metadata), _read_graph(_strip(tensors, "graph."), metadata, body, path))
+        graph = graph_from_tensors(_strip(tensors, "graph."), metadata["graph"], body, str(path))
+        model = Pose2Mesh(model_config(metadata["config"]), graph)
         networks = {name: value for name, value in tensors.items() if not name.startswith("graph.")}
         model.load_state_dict(_strip(networks, ""))
     return model.eval()
-
-
-def _read_graph(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], body: Body, path: Path) -> MeshGraph:
-    parents = [tensors[f"parent{i}"].numpy() for i in range(sum(k.startswith("parent") for k in tensors))]
-    hierarchy = hierarchy_from_parents(body.edges, body.num_vertices, parents)
-    if hierarchy.digest != metadata["graph"]:
-        raise InputError(f"{path} was trained on another mesh than {body.name}: their graphs differ")
-    if "upsampling_nodes" not in tensors:
-        return MeshGraph(hierarchy=hierarchy, upsampling=None)
-    nodes = tensors["upsampling_nodes"].numpy().astype(np.int64)
-    return MeshGraph(
-        hierarchy=hierarchy, upsampling=Upsampling(nodes=nodes, weights=tensors["upsampling_weights"].numpy())
-    )

@@ -7,10 +7,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from gcn.layers.batchnorm import BatchNorm
 from mesh.errors import require
 from mesh.joints import JointSet
 
-NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+NORMS: dict[str, type[nn.Module]] = {"batch": BatchNorm, "layer": nn.LayerNorm}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,8 +65,9 @@ class SparseMatrix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, ...) -> (M, ...)."""
-        flat = x.reshape(len(x), -1)
-        return _Product.apply(*self._matrices(), flat).view(self.shape[0], *x.shape[1:])
+        flat = x.reshape(len(x), -1).float()
+        with torch.autocast(x.device.type, enabled=False):
+            return _Product.apply(*self._matrices(), flat).view(self.shape[0], *x.shape[1:])
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]} x {self.shape[1]}, {len(self.values)} non-zeros"

@@ -1,0 +1,102 @@
+"""What each training stage minimises: loss terms, one value per sample, and which samples count."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gcn.labeling import exchange_some, labeling_loss
+from gcn.layers.sparse import SparseMatrix
+from gcn.losses import SurfaceLoss, point_l1
+from gcn.pose2mesh import ModelConfig
+from mesh.samples import Batch
+
+
+class Objective(Protocol):
+    """Loss terms of a stage. What the network draws itself (dropout) comes from the global generators."""
+
+    def masks(self, batch: Batch) -> dict[str, Tensor]:
+        """For each term the samples that count, (B,) bool; those without truth do not."""
+
+    def values(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Each term of each sample, (B,); what a mask leaves out is any finite number."""
+
+
+def _known(target: Tensor, valid: Tensor) -> Tensor:
+    """Targets with unknown ones put at zero, so that whatever stands there reaches no gradient."""
+    return torch.where(valid[:, None, None], target, 0.0)
+
+
+class LifterObjective:
+    """`lift_joint`: mean absolute coordinate error of the lifted joints, metres."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+
+    def masks(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Objective`."""
+        return {"lift_joint": batch.joints_valid}
+
+    def values(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """See `Objective`."""
+        joints = model(self.config.features(batch.keypoints_px, batch.confidence)).float()
+        return {"lift_joint": point_l1(joints, _known(batch.joints_m, batch.joints_valid))}
+
+
+class LabelingObjective:
+    """`labeling`: cross-entropy of the left/right network, on poses of which half are exchanged first."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+
+    def masks(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Objective`."""
+        return {"labeling": torch.ones_like(batch.joints_valid)}
+
+    def values(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """See `Objective`."""
+        features = self.config.features(batch.keypoints_px, batch.confidence)
+        mixed, exchanged = exchange_some(features, torch.rand(len(batch), device=features.device))
+        return {"labeling": labeling_loss(model(mixed).float(), exchanged)}
+
+
+class MeshObjective:
+    """The five terms of Pose2Mesh (Choi et al. 2020, section 5.2), metres (normal: cosine).
+
+    The dear normal and edge terms are computed on every n-th sample, n = 1 / `surface_share`.
+    """
+
+    def __init__(self, surface: SurfaceLoss, regressor: SparseMatrix, surface_share: float) -> None:
+        self.surface, self.regressor, self.stride = surface, regressor, max(1, round(1 / surface_share))
+
+    def masks(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Objective`."""
+        some = torch.zeros_like(batch.mesh_valid)
+        some[:: self.stride] = batch.mesh_valid[:: self.stride]
+        return {
+            "vertex": batch.mesh_valid,
+            "normal": some,
+            "edge": some,
+            "mesh_joint": batch.joints_valid,
+            "lift_joint": batch.joints_valid,
+        }
+
+    def values(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """See `Objective`."""
+        if batch.vertices_m is None:
+            raise ValueError("the mesh stage needs batches with vertices")
+        joints, vertices = (t.float() for t in model(batch.keypoints_px, batch.confidence))
+        regressed = self.regressor(vertices.transpose(0, 1)).transpose(0, 1)
+        true = _known(batch.vertices_m, batch.mesh_valid)
+        some = torch.stack(self.surface(vertices[:: self.stride], true[:: self.stride]))  # (2, n)
+        rows = torch.arange(0, len(batch), self.stride, device=some.device)
+        normal, edge = some.new_zeros(2, len(batch)).index_copy(1, rows, some)
+        return {
+            "vertex": point_l1(vertices, true),
+            "normal": normal,
+            "edge": edge,
+            "mesh_joint": point_l1(regressed, _known(batch.regressed_m, batch.joints_valid)),
+            "lift_joint": point_l1(joints, _known(batch.joints_m, batch.joints_valid)),
+        }
