@@ -73,12 +73,13 @@ def _measure(args: argparse.Namespace, config: ExperimentConfig, name: str, devi
 
     from scipy.sparse import csr_matrix
 
+    from data.draws import Draws, step_generator
+    from data.order import SampleOrder
     from data.poses import read_poses
     from data.synthesis import PoseSource, Synthesiser
     from gcn.evaluation import lifter_errors, mesh_errors
     from gcn.layers.sparse import SparseMatrix
     from gcn.recovery import MeshRecovery
-    from gcn.trainer import step_generator
     from mesh.joints import HUMAN36M17
     from tools.experiment import pose_source
 
@@ -90,11 +91,12 @@ def _measure(args: argparse.Namespace, config: ExperimentConfig, name: str, devi
         source = pose_source(replace(config.poses, source="prior"), validation=True)
     noise = replace(config.synthesis.noise, clean=float(name == "gt"))
     synthesiser = Synthesiser(source, recovery.body, replace(config.synthesis, noise=noise), device=device)
-    sizes = [min(BATCH, args.samples - start) for start in range(0, args.samples, BATCH)]
-    batches = [
-        synthesiser.batch(size, step_generator(args.seed, i, device), with_vertices=True)
-        for i, size in enumerate(sizes)
-    ]
+    order = SampleOrder(len(source), args.seed)
+    batches = []
+    for number, first in enumerate(range(0, args.samples, BATCH)):
+        size = min(BATCH, args.samples - first)
+        draws = Draws(size, step_generator(args.seed, number, device), device=device)
+        batches.append(synthesiser.batch(order.indices(first, size), draws, with_vertices=True))
     regressor = SparseMatrix(csr_matrix(recovery.body.regressor(HUMAN36M17))).to(device)
     errors = mesh_errors(recovery.model, regressor, batches)
     turned = (errors.pop("facing_error_rad") > math.pi / 2).float().mean() * 100

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from data.draws import Draws, step_generator
+from data.order import SampleOrder
 from data.poses import read_poses
 from data.synthesis import PoseSource, SynthesisConfig, Synthesiser
+from gcn.checkpoint import CheckpointConfig
 from gcn.pose2mesh import ModelConfig
-from gcn.trainer import StageConfig
+from gcn.trainer import ArithmeticConfig, StageConfig
 from mesh.body import Body, load_body
 from mesh.errors import InputError, require
 from mesh.rotation import quaternion_to_matrix
@@ -37,16 +39,42 @@ class PosesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelSection(ModelConfig):
+    """The networks, and trained ones to start from: a weights file or a run folder."""
+
+    posenet_weights: str | None = None  # mesh stage: the lifter to start from
+    meshnet_weights: str | None = None  # mesh stage: a trained mesh network to go on from; none: a fresh one
+
+    def networks(self) -> ModelConfig:
+        """What the networks themselves depend on."""
+        return ModelConfig(**{f.name: getattr(self, f.name) for f in fields(ModelConfig)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(ArithmeticConfig):
+    """How a training runs, whatever the stage."""
+
+    resume_from: str | None = None  # a run folder or a checkpoint to go on from, as --resume PATH
+    workers: int = 0  # processes that make batches ahead of time; 0: made in the training process
+    plots: bool = True  # redrawn at each validation
+    samples: int = 4  # people of the validation set whose meshes and pictures are written; 0: none
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "samples"):
+            require(getattr(self, name) >= 0, f"train.{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """Everything a run depends on."""
 
     seed: int = 0
     body: str | None = None  # an SMPL file; none: the free body
-    posenet_weights: str | None = None  # mesh stage: the lifter to start from
-    meshnet_weights: str | None = None  # mesh stage: a trained mesh network to go on from; none: a fresh one
     poses: PosesConfig = field(default_factory=PosesConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelSection = field(default_factory=ModelSection)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     posenet_training: StageConfig = field(default_factory=StageConfig)
     meshnet_training: StageConfig = field(default_factory=StageConfig)
     labeling_training: StageConfig = field(default_factory=StageConfig)
@@ -63,13 +91,22 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     if not path.is_file():
         raise InputError(f"no config file {path}; the shipped ones are in configs/")
     try:
+        text = path.read_text()
+    except (UnicodeDecodeError, OSError) as exc:
+        raise InputError(f"{path} is not readable YAML: {' '.join(str(exc).split())}") from exc
+    return parse_experiment(text, str(path), overrides)
+
+
+def parse_experiment(text: str, path: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The same from the YAML itself; `path` names it in errors."""
+    try:
         schema = OmegaConf.structured(ExperimentConfig)
         _unlock(schema)
-        loaded = OmegaConf.load(path)
+        loaded = OmegaConf.create(text)
         require(isinstance(loaded, DictConfig), f"{path}: expected sections and keys, got a list")
         merged = OmegaConf.merge(schema, loaded, OmegaConf.from_dotlist(list(overrides)))
         config = OmegaConf.to_object(merged)
-    except (YAMLError, UnicodeDecodeError) as exc:
+    except YAMLError as exc:
         raise InputError(f"{path} is not readable YAML: {' '.join(str(exc).split())}") from exc
     except OmegaConfBaseException as exc:
         lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
@@ -110,14 +147,22 @@ def pose_source(config: PosesConfig, *, validation: bool) -> PoseSource:
     return read_poses(config.file, **split)
 
 
-def posed_bodies(source: PoseSource, body: Body, count: int, generator: torch.Generator) -> np.ndarray:
+def posed_bodies(source: PoseSource, body: Body, count: int, seed: int) -> np.ndarray:
     """Vertices of random bodies, the first in rest pose, (count, V, 3) metres: what the up-sampling is fitted to."""
-    rotations = quaternion_to_matrix(source.sample(count, generator))
+    draws = Draws(count, step_generator(seed, 0))
+    rotations = quaternion_to_matrix(source.poses(SampleOrder(len(source), seed).indices(0, count), draws))
     rotations[0] = torch.eye(3)
     model = BodyModel(body)
-    shape = torch.randn(count, model.num_shape, generator=generator)
+    shape = draws.randn(model.num_shape)
     shape[0] = 0
     return model(rotations, shape)[0].numpy()
+
+
+def changes(before: str, after: str) -> list[str]:
+    """What differs between two dumped configurations, one line for each value."""
+    old, new = _flat(before), _flat(after)
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
 
 
 def _flat(text: str) -> dict[str, Any]:
@@ -131,37 +176,6 @@ def _flat(text: str) -> dict[str, Any]:
         }
 
     return walk(yaml.safe_load(text), "")
-
-
-class RunFolder:
-    """`runs/<name>/`: config, checkpoints, metrics. Made once; an existing one is only ever resumed."""
-
-    def __init__(self, path: Path, *, resume: bool) -> None:
-        self.path, self.checkpoint = path, path / "checkpoints" / "last.pt"
-        if path.exists() and not resume:
-            raise InputError(f"run folder {path} exists; continue it with --resume or choose another --name")
-        if resume and not self.checkpoint.is_file():
-            raise InputError(f"nothing to resume: {self.checkpoint} does not exist")
-
-    def open(self, config: ExperimentConfig) -> None:
-        """Make the folder and write the config, after everything that could be refused; say what a resume changes."""
-        text = dump_experiment(config)
-        try:
-            if (self.path / "config.yaml").is_file():
-                before, after = _flat((self.path / "config.yaml").read_text()), _flat(text)
-                for key in sorted(before.keys() | after.keys()):
-                    if before.get(key) != after.get(key):
-                        print(f"note: resumed with {key}: {before.get(key)} -> {after.get(key)}", file=sys.stderr)
-            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.yaml").write_text(text)
-        except OSError as exc:
-            raise InputError(f"cannot write the run folder {self.path}: {exc.strerror}") from exc
-
-    def log(self, step: int, scalars: dict[str, float]) -> None:
-        """One line for people, one JSON line for programs."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **scalars}) + "\n")
-        print(f"step {step:7d}  " + "  ".join(f"{k} {v:.4g}" for k, v in scalars.items()), flush=True)
 
 
 def experiment_body(config: ExperimentConfig) -> Body:

@@ -78,6 +78,7 @@ def _compare(prior: PosePrior, seen: Tensor, held_out: Tensor) -> None:
     """Likelihood, and distances between samples and real poses against those between real people."""
     import torch
 
+    from data.draws import Draws
     from data.prior_fitting import log_likelihood
     from data.synthesis import mirror_pose
 
@@ -91,7 +92,7 @@ def _compare(prior: PosePrior, seen: Tensor, held_out: Tensor) -> None:
     _print_distances("held-out pose -> real pose of others", queries, both)
     for temperature in (1.0, 0.7, 0.5):
         generator = torch.Generator().manual_seed(0)
-        drawn = prior.draw(_NUM_SAMPLES, generator, temperature=temperature)
+        drawn = prior.draw(Draws(_NUM_SAMPLES, generator), temperature=temperature)
         outside = ((drawn < prior.lower) | (drawn > prior.upper)).float().mean()
         samples = _joints_mm(prior.sample(_NUM_SAMPLES, generator, temperature=temperature))
         print(f"temperature {temperature}: {outside:.2%} of the coordinates beyond their bounds")

@@ -1,119 +1,153 @@
-"""The two training stages: what a run is built from, validated by and saved as."""
+"""The three training stages: what each is built from, minimises, and is validated by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from scipy.sparse import csr_matrix
 from torch import nn
 
-from gcn.checkpoint import load_checkpoint, save_checkpoint
-from gcn.evaluation import Errors, labeling_errors, lifter_errors, means, mesh_errors
+from data.draws import Draws, step_generator
+from data.order import SampleOrder
+from data.synthesis import Synthesiser
+from gcn.distributed import World
+from gcn.evaluation import Errors, labeling_errors, lifter_errors, mesh_errors
 from gcn.labeling import PRIOR_EXCHANGED
 from gcn.layers.sparse import SparseMatrix
 from gcn.losses import SurfaceLoss
+from gcn.objectives import LabelingObjective, LifterObjective, MeshObjective, Objective
 from gcn.pose2mesh import (
     MeshGraph,
+    ModelConfig,
     Pose2Mesh,
     build_graph,
     build_labeling,
     build_posenet,
+    graph_from_tensors,
     load_pose2mesh,
     load_posenet,
-    save_weights,
+    model_config,
 )
-from gcn.trainer import (
-    Hooks,
-    MeshTerms,
-    StageConfig,
-    TrainState,
-    estimate_statistics,
-    fit,
-    labeling_terms,
-    make_state,
-    posenet_terms,
-    step_generator,
-)
+from gcn.trainer import StageConfig, StopTraining, estimate_statistics
 from mesh.body import Body
 from mesh.errors import InputError
-from mesh.joints import HUMAN36M17
+from mesh.joints import COCO19, HUMAN36M17
 from mesh.samples import Batch
-from tools.experiment import ExperimentConfig, RunFolder, experiment_body, pose_source, posed_bodies, synthesiser
+from tools.experiment import ExperimentConfig, pose_source, posed_bodies, synthesiser
 
 VALIDATION_BATCH = 256
-# Added to the run's seed: streams of their own, apart from every training step.
-_VALIDATION_SEED, _EXCHANGE_SEED, _STATISTICS_SEED = 2**32, 2**33, 2**34
 STATISTICS_BATCHES = 20
-ACKNOWLEDGEMENT = (
-    "The data used in this project was obtained from mocap.cs.cmu.edu. "
-    "The database was created with funding from NSF EIA-0196217."
-)
+# Streams of random numbers apart from the training steps'.
+_VALIDATION, _STATISTICS = 1, 2
+HeldOut = dict[str, list[Batch]]
 
 
-def validation_batches(
-    config: ExperimentConfig, body: Body, device: torch.device, *, with_vertices: bool
-) -> dict[str, list[Batch]]:
-    """Fixed samples of held-out poses: "exact" 2D, and "noisy" 2D as a detector gives."""
-    count = config.validation_poses
-    sizes = [min(VALIDATION_BATCH, count - start) for start in range(0, count, VALIDATION_BATCH)]
-    batches = {}
-    for name, clean in (("exact", 1.0), ("noisy", 0.0)):
-        noise = replace(config.synthesis.noise, clean=clean)
-        synthesis = replace(config.synthesis, noise=noise)
-        source = synthesiser(replace(config, synthesis=synthesis), body, validation=True, device=device)
-        seed = config.seed + _VALIDATION_SEED
-        batches[name] = [
-            source.batch(size, step_generator(seed, i, device), with_vertices=with_vertices)
-            for i, size in enumerate(sizes)
-        ]
-    return batches
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Everything that one stage's training needs.
+
+    `validate(model, limit)` scores the first `limit` batches of each kind of held-out samples (None: all);
+    `draw_samples(model, folder, count, step)` shows some of them.
+    """
+
+    name: str
+    config: StageConfig
+    model: nn.Module
+    networks: ModelConfig
+    objective: Objective
+    training: Synthesiser
+    with_vertices: bool
+    best_by: str
+    validate: Callable[[nn.Module, int | None], dict[str, float]]
+    draw_samples: Callable[[nn.Module, Path, int, int], None] | None = None
+    graph: MeshGraph | None = None
 
 
-def _scores(held_out: dict[str, list[Batch]], measure: Callable[[list[Batch]], Errors]) -> dict[str, float]:
-    """Mean of every error on every kind of held-out samples."""
-    return {
-        f"{name}/{metric}": value
-        for name, batches in held_out.items()
-        for metric, value in means(measure(batches)).items()
-    }
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What every stage is built in: the configuration, the processes, what an earlier run saved, the wish to stop."""
+
+    config: ExperimentConfig
+    body: Body
+    world: World
+    saved: Mapping[str, Any] | None
+    stops: Callable[[], bool]
+
+    def held_out(self, *, with_vertices: bool) -> HeldOut:
+        """This process's rows of fixed samples of held-out poses: "exact" 2D, and "noisy" 2D as a detector gives."""
+        config, world, count = self.config, self.world, self.config.validation_poses
+        batches: HeldOut = {}
+        for name, clean in (("exact", 1.0), ("noisy", 0.0)):
+            noise = replace(config.synthesis.noise, clean=clean)
+            kind = replace(config, synthesis=replace(config.synthesis, noise=noise))
+            source = synthesiser(kind, self.body, validation=True, device=world.device)
+            order = SampleOrder(len(source.source), config.seed)
+            batches[name] = []
+            for number, start in enumerate(range(0, count, VALIDATION_BATCH)):
+                size = min(VALIDATION_BATCH, count - start)
+                rows = slice(world.rank * size // world.size, (world.rank + 1) * size // world.size)
+                generator = step_generator(config.seed, number, world.device, stream=_VALIDATION)
+                draws = Draws(size, generator, rows, world.device)
+                batch = source.batch(order.indices(start, size)[rows], draws, with_vertices=with_vertices)
+                batches[name].append(batch)
+        return batches
+
+    def scores(self, held_out: HeldOut, measure: Callable[[Batch], Errors], limit: int | None) -> dict[str, float]:
+        """Mean of every error over every kind of held-out samples, of all processes."""
+        sums: dict[str, list[torch.Tensor]] = {}
+        for kind, batches in held_out.items():
+            for batch in batches[:limit]:
+                if self.world.size == 1 and self.stops():
+                    raise StopTraining
+                for metric, values in measure(batch).items():
+                    sums.setdefault(f"{kind}/{metric}", []).append(values.double())
+        totals = [torch.stack([torch.cat(v).sum(), torch.tensor(float(sum(map(len, v))))]) for v in sums.values()]
+        summed = self.world.sum(torch.stack(totals).to(self.world.device)).tolist()
+        return {name: total / count for name, (total, count) in zip(sums, summed)}
 
 
-def train_posenet(config: ExperimentConfig, path: Path, *, resume: bool, device: torch.device) -> None:
-    """Train the lifter and write `weights.safetensors` into the run folder."""
-    body = experiment_body(config)
-    training = synthesiser(config, body, validation=False, device=device)
-    held_out = validation_batches(config, body, device, with_vertices=False)
+def posenet_stage(setting: Setting) -> Stage:
+    """The lifter."""
+    config, device = setting.config, setting.world.device
+    networks = config.model.networks()
     torch.manual_seed(config.seed)
-    posenet = build_posenet(config.model).to(device)
+    held_out = setting.held_out(with_vertices=False)
 
-    def validate(model: nn.Module) -> dict[str, float]:
-        return _scores(held_out, lambda batches: lifter_errors(model, config.model, batches))
+    def validate(model: nn.Module, limit: int | None) -> dict[str, float]:
+        return setting.scores(held_out, lambda batch: lifter_errors(model, networks, [batch]), limit)
 
-    def batches(step: int) -> Batch:
-        size = config.posenet_training.batch_size
-        return training.batch(size, step_generator(config.seed, step, device), with_vertices=False)
+    def draw_samples(model: nn.Module, folder: Path, count: int, step: int) -> None:
+        from tools.snapshots import write_pose_samples
 
-    _run(
-        config, config.posenet_training, posenet, path, resume=resume, device=device, batches=batches,
-        terms=lambda batch: posenet_terms(posenet, config.model, batch),
-        validate=validate, best_by="exact/lift_mpjpe_mm",
+        batch = held_out["exact"][0]
+        with torch.inference_mode():
+            joints = model(networks.features(batch.keypoints_px, batch.confidence))
+        shown = (batch.keypoints_px, batch.confidence, joints, batch.joints_m)
+        keypoints, confidence, predicted, true = (t[:count].cpu().numpy() for t in shown)
+        write_pose_samples(folder, keypoints, confidence, predicted, true, COCO19, step)
+
+    return Stage(
+        name="posenet", config=config.posenet_training, model=build_posenet(networks).to(device), networks=networks,
+        objective=LifterObjective(networks), with_vertices=False, best_by="exact/lift_mpjpe_mm",
+        training=synthesiser(config, setting.body, validation=False, device=device),
+        validate=validate, draw_samples=draw_samples,
     )  # fmt: skip
 
 
-def train_labeling(config: ExperimentConfig, path: Path, *, resume: bool, device: torch.device) -> None:
-    """Train the left/right network and write `weights.safetensors` into the run folder."""
-    body = experiment_body(config)
-    training = synthesiser(config, body, validation=False, device=device)
-    held_out = validation_batches(config, body, device, with_vertices=False)
+def labeling_stage(setting: Setting) -> Stage:
+    """The left/right network."""
+    config, device = setting.config, setting.world.device
+    networks = config.model.networks()
     torch.manual_seed(config.seed)
-    labeling = build_labeling(config.model).to(device)
-    generator = torch.Generator(device)
+    held_out = setting.held_out(with_vertices=False)
 
-    def validate(model: nn.Module) -> dict[str, float]:
-        scores = _scores(held_out, lambda batches: labeling_errors(model, config.model, batches))
+    def validate(model: nn.Module, limit: int | None) -> dict[str, float]:
+        scores = setting.scores(held_out, lambda batch: labeling_errors(model, networks, [batch]), limit)
         wrong = [
             PRIOR_EXCHANGED * scores[f"{name}/exchange_missed"]
             + (1 - PRIOR_EXCHANGED) * scores[f"{name}/wrongly_exchanged"]
@@ -121,81 +155,107 @@ def train_labeling(config: ExperimentConfig, path: Path, *, resume: bool, device
         ]
         return {**scores, "share_wrong": sum(wrong) / len(wrong)}
 
-    def batches(step: int) -> Batch:
-        generator.manual_seed(step_generator(config.seed + _EXCHANGE_SEED, step).initial_seed())
-        size = config.labeling_training.batch_size
-        return training.batch(size, step_generator(config.seed, step, device), with_vertices=False)
-
-    _run(
-        config, config.labeling_training, labeling, path, resume=resume, device=device, batches=batches,
-        terms=lambda batch: labeling_terms(labeling, config.model, batch, generator),
-        validate=validate, best_by="share_wrong",
+    return Stage(
+        name="labeling", config=config.labeling_training, model=build_labeling(networks).to(device),
+        networks=networks, objective=LabelingObjective(networks), with_vertices=False, best_by="share_wrong",
+        training=synthesiser(config, setting.body, validation=False, device=device), validate=validate,
     )  # fmt: skip
 
 
-def train_meshnet(config: ExperimentConfig, path: Path, *, resume: bool, device: torch.device) -> None:
-    """Train the mesh network on a trained lifter and write `weights.safetensors` of both."""
-    if config.posenet_weights is None:
-        raise InputError(
-            "the mesh stage starts from a trained lifter: add --set posenet_weights=RUN/weights.safetensors"
-        )
-    posenet, lifter_config = load_posenet(config.posenet_weights)
-    body = experiment_body(config)
-    begun = None if config.meshnet_weights is None else load_pose2mesh(config.meshnet_weights, body)
-    model_config = replace(lifter_config, meshnet=begun.config.meshnet if begun else config.model.meshnet)
+def meshnet_stage(setting: Setting) -> Stage:
+    """The mesh network, on a trained lifter, which learns on by its own term unless it is frozen."""
+    config, device, body = setting.config, setting.world.device, setting.body
     stage = config.meshnet_training
-    training = synthesiser(config, body, validation=False, device=device)
-    held_out = validation_batches(config, body, device, with_vertices=True)
     torch.manual_seed(config.seed)
-    model = Pose2Mesh(model_config, begun.graph if begun else mesh_graph(config, body)).to(device)
+    model = (_fresh_mesh(config, body) if setting.saved is None else _saved_mesh(config, body, setting.saved)).to(
+        device
+    )
+    model.posenet.requires_grad_(not stage.freeze_posenet)
+    training = synthesiser(config, body, validation=False, device=device)
+    held_out = setting.held_out(with_vertices=True)
+    regressor = SparseMatrix(csr_matrix(body.regressor(HUMAN36M17))).to(device)
+    surface = SurfaceLoss(body.faces).to(device)
+
+    def validate(candidate: nn.Module, limit: int | None) -> dict[str, float]:
+        assert isinstance(candidate, Pose2Mesh)
+        estimate_statistics(candidate, _statistics_batches(setting, training, stage.batch_size))
+        return setting.scores(held_out, lambda batch: mesh_errors(candidate, regressor, [batch]), limit)
+
+    def draw_samples(candidate: nn.Module, folder: Path, count: int, step: int) -> None:
+        from tools.snapshots import write_mesh_samples
+
+        batch = held_out["exact"][0]
+        assert batch.vertices_m is not None
+        with torch.inference_mode():
+            _, vertices = candidate(batch.keypoints_px[:count], batch.confidence[:count])
+            pelvis = regressor(vertices.transpose(0, 1))[HUMAN36M17.root_idx]
+            vertices = vertices - pelvis[:, None]
+        shown = (batch.keypoints_px, batch.confidence, vertices, batch.vertices_m)
+        keypoints, confidence, predicted, true = (t[:count].cpu().numpy() for t in shown)
+        write_mesh_samples(folder, keypoints, confidence, predicted, true, body.faces, step)
+
+    return Stage(
+        name="meshnet", config=stage, model=model, networks=model.config,
+        objective=MeshObjective(surface, regressor, stage.loss.surface_share), training=training, with_vertices=True,
+        best_by="exact/mpvpe_mm", validate=validate, draw_samples=draw_samples, graph=model.graph,
+    )  # fmt: skip
+
+
+STAGES: dict[str, Callable[[Setting], Stage]] = {
+    "posenet": posenet_stage,
+    "meshnet": meshnet_stage,
+    "labeling": labeling_stage,
+}
+
+
+def _statistics_batches(setting: Setting, training: Synthesiser, size: int) -> list[Batch]:
+    """This process's rows of the training batches that batch-norm statistics are estimated from."""
+    world, order = setting.world, SampleOrder(len(training.source), setting.config.seed + 1)
+    rows = slice(world.rank * size // world.size, (world.rank + 1) * size // world.size)
+    batches = []
+    for number in range(STATISTICS_BATCHES):
+        generator = step_generator(setting.config.seed, number, world.device, stream=_STATISTICS)
+        index = order.indices(number * size, size)[rows]
+        batches.append(training.batch(index, Draws(size, generator, rows, world.device), with_vertices=False))
+    return batches
+
+
+def _weights_of(path: str) -> Path:
+    """A weights file, or that of a run folder."""
+    given = Path(path)
+    return given / "weights.safetensors" if given.is_dir() else given
+
+
+def _fresh_mesh(config: ExperimentConfig, body: Body) -> Pose2Mesh:
+    """A trained lifter, and a mesh network that is new or trained elsewhere."""
+    given = config.model
+    if given.posenet_weights is None:
+        raise InputError("the mesh stage starts from a trained lifter: add --set model.posenet_weights=RUN_FOLDER")
+    posenet, lifter_config = load_posenet(_weights_of(given.posenet_weights))
+    begun = None if given.meshnet_weights is None else load_pose2mesh(_weights_of(given.meshnet_weights), body)
+    networks = replace(lifter_config, meshnet=begun.config.meshnet if begun else given.meshnet)
+    model = Pose2Mesh(networks, begun.graph if begun else mesh_graph(config, body))
     model.posenet.load_state_dict(posenet.state_dict())
     if begun:
         model.meshnet.load_state_dict(begun.meshnet.state_dict())
-    model.posenet.requires_grad_(not stage.freeze_posenet)
-    regressor = SparseMatrix(csr_matrix(body.regressor(HUMAN36M17))).to(device)
-    terms = MeshTerms(SurfaceLoss(body.faces).to(device), regressor, stage.loss)
+    return model
 
-    def validate(candidate: nn.Module) -> dict[str, float]:
-        assert isinstance(candidate, Pose2Mesh)
-        seeds = (step_generator(config.seed + _STATISTICS_SEED, i, device) for i in range(STATISTICS_BATCHES))
-        estimate_statistics(candidate, (training.batch(stage.batch_size, g, with_vertices=False) for g in seeds))
-        return _scores(held_out, lambda batches: mesh_errors(candidate, regressor, batches))
 
-    def batches(step: int) -> Batch:
-        return training.batch(stage.batch_size, step_generator(config.seed, step, device), with_vertices=True)
-
-    _run(
-        replace(config, model=model_config), stage, model, path, resume=resume, device=device, batches=batches,
-        terms=lambda batch: terms(model, batch), validate=validate, best_by="exact/mpvpe_mm",
-    )  # fmt: skip
+def _saved_mesh(config: ExperimentConfig, body: Body, saved: Mapping[str, Any]) -> Pose2Mesh:
+    """The networks of a checkpoint on the very graph they were trained on; the state is loaded by the caller."""
+    graph = graph_from_tensors(saved["graph"], saved["graph_digest"], body, "the checkpoint")
+    begun = config.model.meshnet_weights is not None
+    networks = model_config(saved["networks"])
+    return Pose2Mesh(networks if begun else replace(networks, meshnet=config.model.meshnet), graph)
 
 
 def mesh_graph(config: ExperimentConfig, body: Body) -> MeshGraph:
     """The body's graph, its up-sampling fitted to bodies in training poses."""
-    generator, source = step_generator(config.seed, 0), pose_source(config.poses, validation=False)
-    posed = posed_bodies(source, body, config.model.meshnet.upsampling_bodies, generator)
+    source = pose_source(config.poses, validation=False)
+    posed = posed_bodies(source, body, config.model.meshnet.upsampling_bodies, config.seed)
     return build_graph(config.model.meshnet, body, posed)
 
 
-def _run(
-    config: ExperimentConfig, stage: StageConfig, model: nn.Module, path: Path, *, resume: bool, device: torch.device,
-    batches: Callable[[int], Batch], terms: Callable[[Batch], dict[str, torch.Tensor]],
-    validate: Callable[[nn.Module], dict[str, float]], best_by: str,
-) -> None:  # fmt: skip
-    """Fresh or resumed, trained to the end, with the best averaged weights in `weights.safetensors`."""
-    folder = RunFolder(path, resume=resume)
-    state = make_state(model, stage)
-    if resume:
-        state.load_state_dict(load_checkpoint(folder.checkpoint, device)["state"])
-        print(f"resumed {folder.path} at step {state.step} of {stage.steps}")
-    folder.open(config)
-
-    def save(current: TrainState, is_best: bool) -> None:
-        if is_best:
-            notes = {"step": str(current.step), best_by: f"{current.best:.4g}", "acknowledgement": ACKNOWLEDGEMENT}
-            save_weights(folder.path / "weights.safetensors", current.average.module, config.model, notes)
-        save_checkpoint(folder.checkpoint, {"state": current.state_dict()})
-
-    hooks = Hooks(validate=validate, best_by=best_by, log=folder.log, save=save)
-    fit(state, stage, terms, batches, hooks, seed=config.seed)
-    print(f"done: {best_by} {state.best:.4g}, weights in {folder.path / 'weights.safetensors'}")
+def dump_networks(networks: ModelConfig) -> str:
+    """What `model_config` reads."""
+    return json.dumps(asdict(networks))

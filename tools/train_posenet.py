@@ -6,18 +6,26 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from tools import command
 
+EPILOG = (
+    "Exit code: 0 trained to the end; 2 wrong call, bad input, full disk, loss not finite, dead worker; 143 and 130: "
+    "SIGTERM and SIGINT (Ctrl-C) came, the run saved itself and --resume goes on. A second signal stops at once."
+)
 
-def run_stage(stage: Literal["posenet", "meshnet", "labeling"], purpose: str | None, argv: Sequence[str] | None) -> int:
+
+def run_stage(stage: str, purpose: str | None, argv: Sequence[str] | None) -> int:
     """The command line that the training stages share: parse, build, train."""
-    p = argparse.ArgumentParser(description=purpose)
-    p.add_argument("--config", required=True, help="experiment YAML, see configs/")
+    p = argparse.ArgumentParser(description=purpose, epilog=EPILOG)
+    p.add_argument("--config", help="experiment YAML, see configs/ (default on --resume: the run's own)")
     p.add_argument("--name", help=f"run folder under --runs (default: CONFIG_{stage})")
-    p.add_argument("--runs", default="runs", help="where run folders live")
-    p.add_argument("--resume", action="store_true", help="continue the run of that name from its last checkpoint")
+    p.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders live (default: runs)")
+    p.add_argument(
+        "--resume", nargs="?", const="", metavar="RUN_OR_CHECKPOINT",
+        help="go on: without a value with the run of that name; or with a run folder; or from a checkpoint file. With "
+        "another --name as well: a new run that branches off from there",
+    )  # fmt: skip
     p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override config values, a.b=c")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     p.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
@@ -25,16 +33,17 @@ def run_stage(stage: Literal["posenet", "meshnet", "labeling"], purpose: str | N
     import torch
 
     from mesh.errors import require
-    from tools import experiment, stages
+    from tools.training import Call, run
 
-    config = experiment.load_experiment(args.config, args.set)
     if args.threads is not None:
         require(args.threads >= 1, f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
-    path = Path(args.runs) / (args.name or f"{Path(args.config).stem}_{stage}")
-    train = {"posenet": stages.train_posenet, "meshnet": stages.train_meshnet, "labeling": stages.train_labeling}[stage]
-    train(config, path, resume=args.resume, device=command.choose_device(args.device))
-    return 0
+    return run(
+        Call(
+            stage=stage, config=args.config, name=args.name, runs=args.runs, resume=args.resume,
+            overrides=tuple(args.set), device=command.choose_device(args.device),
+        )
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

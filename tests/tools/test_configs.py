@@ -16,7 +16,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 
 
 def test_there_are_configs() -> None:
-    assert {path.stem for path in CONFIGS} >= {"default", "full", "quickstart"}
+    assert {path.stem for path in CONFIGS} >= {"default", "evaluation", "pose2mesh", "pose2mesh_adam", "quickstart"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
