@@ -50,7 +50,10 @@ class ModelConfig:
 def build_posenet(config: ModelConfig) -> PoseNet:
     """The lifter alone."""
     p = config.posenet
-    return PoseNet(JOINTS, config.feature_channels, width=p.width, blocks=p.blocks, dropout=p.dropout, norm=p.norm)
+    return PoseNet(
+        JOINTS, config.feature_channels, width=p.width, blocks=p.blocks, dropout=p.dropout, norm=p.norm,
+        output_unit_m=p.output_unit_m,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

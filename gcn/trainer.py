@@ -162,7 +162,7 @@ class TrainState:
             self.history = {int(step): dict(scores) for step, scores in state["history"].items()}
             self.window, self.epoch = Means(**state["window"]), Means(**state["epoch"])
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as exc:
-            reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+            reason = " ".join(str(exc).split())[:300] or type(exc).__name__
             raise InputError(f"the checkpoint does not fit this configuration: {reason}") from exc
 
 

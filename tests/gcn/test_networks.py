@@ -233,3 +233,10 @@ def test_the_legacy_switch_changes_the_graph_filter(graph: MeshGraph, people) ->
     torch.manual_seed(0)
     modern = Pose2Mesh(SMALL, graph).eval()
     assert (legacy(*people)[1] - modern(*people)[1]).abs().max() > 1e-4
+
+
+def test_the_lifter_writes_in_the_unit_that_it_is_told() -> None:
+    in_metres, in_mm = (PoseNet(COCO19, 3, width=16, blocks=1, output_unit_m=unit) for unit in (1.0, 1e-3))
+    in_mm.load_state_dict(in_metres.state_dict())
+    features = torch.randn(4, 19, 3)
+    torch.testing.assert_close(in_mm(features), in_metres(features) / 1000)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ LIFTER = [(1, 1e-3), (15, 1e-3), (30, 1e-3), (31, 5e-4), (45, 5e-4), (60, 5e-4)]
 MESH = [(1, 1e-3, 0), (7, 1e-3, 0), (8, 1e-3, 20), (12, 1e-3, 20), (13, 1e-4, 20), (15, 1e-4, 20)]
 
 
+@cache
 def pose2mesh() -> ExperimentConfig:
     return load_experiment(CONFIGS / "pose2mesh.yaml")
 
