@@ -35,7 +35,7 @@ class CheckpointConfig:
     At no instant are there more than keep_last + keep_best + 1 files, beside those that `keep_every` asks for.
     """
 
-    every_steps: int = 500  # 0: only at validations and by the clock
+    every_steps: int = 500  # 0: only at a new best and by the clock
     every_minutes: float = 10.0  # 0: not by the clock
     keep_last: int = 2
     keep_best: int = 1
@@ -184,18 +184,22 @@ class CheckpointFolder:
     """
 
     def __init__(
-        self, path: Path, config: CheckpointConfig, scores: Mapping[int, float] | None = None, *, begun: int = 0
+        self, path: Path, config: CheckpointConfig, scores: Mapping[int, float] | None = None, *, begun: int
     ) -> None:
         """`scores` are those of the validated steps so far; `begun` is the step that the run goes on from.
 
-        What a killed run had no time to remove goes now, and so do later checkpoints: they could not be read.
+        What a killed run had no time to remove goes now. Later checkpoints, which did not match their seals, are put
+        aside as `.damaged`.
         """
         self.path, self.config = path, config
         self.scores = dict(scores or {})
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._saved_at = time.monotonic()
-        self._prune(config.retained([step for step in self.steps() if step <= begun], self.scores))
+        for step in self.steps():
+            if step > begun:
+                self.file(step).rename(f"{self.file(step)}.damaged")
+        self._prune(config.retained(self.steps(), self.scores))
 
     def steps(self) -> list[int]:
         """Steps of the files that are there, ascending."""
@@ -263,18 +267,22 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """The newest readable checkpoint, its state, and what was wrong with the newer ones; None if there is no file.
+    """The newest whole checkpoint, its state, and what was wrong with the newer ones; None if there is no file.
 
-    Raises InputError if there are checkpoints and none can be read: to start again silently would bury them.
+    Only a broken seal makes one fall back to the file before it. Raises InputError if there are checkpoints and none is
+    whole (to start again silently would bury them), and if the disk cannot be read or a whole file cannot be loaded.
     """
     steps = checkpoint_steps(folder)
     damaged: list[str] = []
     for step in reversed(steps):
         path = folder / f"step_{step:08d}.pt"
         try:
+            reason = _damage(path)
+        except OSError as exc:
+            raise InputError(f"cannot read the checkpoint {path}: {exc.strerror or exc}; try again") from exc
+        if reason is None:
             return path, load_checkpoint(path), damaged
-        except InputError as exc:
-            damaged.append(str(exc))
+        damaged.append(f"{path} is not a readable checkpoint: {reason}")
     if steps:
         raise InputError(f"none of the {len(steps)} checkpoints can be read: {'; '.join(damaged)}")
     return None

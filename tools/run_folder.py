@@ -27,6 +27,10 @@ class RunFolder:
         self.weights, self.events = path / "weights.safetensors", path / "events"
         self._lock: int | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process holds no lock."""
+        return {**vars(self), "_lock": None}
+
     def create(self) -> None:
         """Make the folder, which must not exist, and lock it."""
         try:
@@ -54,6 +58,8 @@ class RunFolder:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._lock = descriptor
+        # A data worker that outlives a killed run for a moment must not hold its lock; closing the copy leaves ours.
+        os.register_at_fork(after_in_child=self.unlock)
 
     def unlock(self) -> None:
         """Let others in."""

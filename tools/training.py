@@ -98,18 +98,17 @@ def run(call: Call) -> int:
 
 def _on_main(world: World, call: Call) -> tuple[Start, ExperimentConfig]:
     """Only the main process touches the folder; the others hear of it, or leave without a word."""
-    begun: Any = None
     if world.is_main:
         try:
             start, config = begin(call)
-            begun = (start, dump_experiment(config))
         except InputError as exc:
-            begun = exc
-    try:
-        start, text = world.from_main(begun)
-    except InputError:
-        if world.is_main:
+            world.from_main(exc)
             raise
+        world.from_main((start, dump_experiment(config)))
+        return start, config
+    try:
+        start, text = world.from_main(None)
+    except InputError:
         raise SystemExit(2) from None
     return start, parse_experiment(text, "the main process's config")
 
@@ -150,10 +149,14 @@ def _train(call: Call, world: World, signals: StopSignals, start: Start, config:
         return source.stream(current.step, stage.config.total, config.train.workers)
 
     with RunObserver(config, stage, start, state, best_by, epoch_samples, world, signals) as observer:
-        fit(
-            state, step, batches, lambda model: stage.validate(model, None), config.checkpoint.is_better, best_by,
-            observer,
-        )  # fmt: skip
+        try:
+            fit(
+                state, step, batches, lambda model: stage.validate(model, None), config.checkpoint.is_better, best_by,
+                observer,
+            )  # fmt: skip
+        except StopTraining:
+            observer.stopped(state)
+            raise
         observer.finish(state)
 
 
@@ -223,7 +226,7 @@ class RunObserver:
             # On a full disk the log fails as well; that must not hide what happened first.
             with contextlib.suppress(*((InputError, OSError) if exc[0] is not None else ())):
                 self.board.close()
-                self.progress.__exit__(*exc)
+                self.progress.__exit__(*(exc if exc[0] is not StopTraining else (None, None, None)))
 
     def stops(self) -> bool:
         """Whether a signal came."""
@@ -289,6 +292,12 @@ class RunObserver:
         }
         self.checkpoints.save(payload, state.step, score)
         self._saved_step = state.step
+
+    def stopped(self, state: TrainState) -> None:
+        """A signal came; the last word once everything is on the disk."""
+        if self.world.is_main:
+            self.checkpoints.close()
+            self.progress.note(f"stopped at step {state.step}, saved: --resume {self.folder.path} goes on")
 
     def finish(self, state: TrainState) -> None:
         """What stays after the end, and the last word."""

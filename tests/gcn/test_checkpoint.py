@@ -156,7 +156,7 @@ def test_a_full_disk_in_the_background_is_one_line_that_names_the_last_good_one(
 
 
 def test_an_error_in_the_background_is_raised_when_the_next_one_is_looked_for(tmp_path: Path, monkeypatch) -> None:
-    checkpoints = CheckpointFolder(tmp_path, CheckpointConfig())
+    checkpoints = CheckpointFolder(tmp_path, CheckpointConfig(), begun=0)
     monkeypatch.setattr(checkpoint, "_Hashing", lambda file, real=checkpoint._Hashing: real(FullDisk(file, 0)))
     checkpoints.save({"step": 20}, 20)
     with pytest.raises(InputError, match="cannot write the checkpoint"):
@@ -166,7 +166,7 @@ def test_an_error_in_the_background_is_raised_when_the_next_one_is_looked_for(tm
 
 def test_the_state_is_copied_before_training_goes_on(tmp_path: Path) -> None:
     weights = torch.zeros(3)
-    checkpoints = CheckpointFolder(tmp_path, CheckpointConfig())
+    checkpoints = CheckpointFolder(tmp_path, CheckpointConfig(), begun=0)
     checkpoints.save({"weights": weights}, 1)
     weights += 1
     checkpoints.close()
@@ -233,6 +233,17 @@ def test_the_newest_good_one_is_found_and_the_damaged_are_named(tmp_path: Path) 
     assert len(damaged) == 1 and "step_00000003.pt" in damaged[0]
 
 
+def test_a_disk_that_cannot_be_read_is_no_reason_to_fall_back(tmp_path: Path, monkeypatch) -> None:
+    fill(tmp_path, [1, 2], {}, CheckpointConfig())
+
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "_damage", broken)
+    with pytest.raises(InputError, match=r"cannot read the checkpoint .*step_00000002\.pt: Input/output error"):
+        newest_checkpoint(tmp_path)
+
+
 def test_if_all_are_damaged_nothing_is_begun_again(tmp_path: Path) -> None:
     checkpoints = fill(tmp_path, [1, 2], {}, CheckpointConfig())
     for step in (1, 2):
@@ -247,6 +258,7 @@ def test_a_resumed_run_begins_with_no_more_files_than_promised(tmp_path: Path) -
     checkpoints.file(4).write_bytes(b"rubbish")
     again = CheckpointFolder(tmp_path, CheckpointConfig(keep_last=1, keep_best=1), {1: 0.5}, begun=3)
     assert again.steps() == [1, 3]
+    assert (tmp_path / "step_00000004.pt.damaged").read_bytes() == b"rubbish"
 
 
 def test_leftovers_of_a_killed_write_are_taken_away_and_nothing_else(saved: Path) -> None:
@@ -272,9 +284,9 @@ def test_senseless_settings_are_refused(options, message) -> None:
 def test_intervals_count_steps_or_minutes(tmp_path: Path, monkeypatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
-    by_steps = CheckpointFolder(tmp_path, CheckpointConfig(every_steps=5, every_minutes=0))
+    by_steps = CheckpointFolder(tmp_path, CheckpointConfig(every_steps=5, every_minutes=0), begun=0)
     assert [step for step in range(1, 12) if by_steps.is_due(step)] == [5, 10]
-    by_clock = CheckpointFolder(tmp_path, CheckpointConfig(every_steps=0, every_minutes=2))
+    by_clock = CheckpointFolder(tmp_path, CheckpointConfig(every_steps=0, every_minutes=2), begun=0)
     clock[0] = 119
     assert not by_clock.is_due(5)
     clock[0] = 120

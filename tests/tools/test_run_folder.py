@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,11 @@ def test_half_a_checkpoint_is_cleared_away(tmp_path: Path) -> None:
     (run.checkpoints / ".step_00000002.pt.tmp").write_bytes(b"half")
     run.prepare("seed: 0\n", 1, owes_validation=False)
     assert [p.name for p in run.checkpoints.iterdir()] == ["step_00000001.pt"]
+
+
+def test_a_copy_in_another_process_neither_holds_nor_opens_the_lock(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    run.lock()
+    pickle.loads(pickle.dumps(run)).unlock()
+    with pytest.raises(InputError, match="in use"):
+        RunFolder(tmp_path / "a").lock()
