@@ -283,14 +283,17 @@ def estimate_statistics(model: Pose2Mesh, batches: Iterable[Batch]) -> None:
     """Batch-norm statistics that belong to the weights as they are, from a few training batches.
 
     Averaged weights need it: the running statistics are those of the weights that were trained, not of their average
-    (Izmailov et al. 2018, section 3.2).
+    (Izmailov et al. 2018, section 3.2). Without dropout, as the network is used; a frozen lifter keeps its own.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    learns = any(p.requires_grad for p in model.posenet.parameters())
+    parts = (model.posenet, model.meshnet) if learns else (model.meshnet,)
+    norms = [module for part in parts for module in part.modules() if isinstance(module, nn.BatchNorm1d)]
     momenta = [norm.momentum for norm in norms]
+    model.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
-    model.train()
+        norm.train()
     for batch in batches:
         model(batch.keypoints_px, batch.confidence)
     model.eval()

@@ -239,8 +239,11 @@ def test_a_frozen_lifter_has_no_dropout_and_keeps_its_statistics(tmp_path: Path)
     assert run(train_meshnet, tmp_path, "mesh", f"model.posenet_weights={tmp_path}/lifter") == 0
     with safe_open(tmp_path / "lifter" / "weights.safetensors", framework="pt") as archive:
         given = {name: archive.get_tensor(name) for name in archive.keys() if "running" in name}  # noqa: SIM118
-    after = weights_of(tmp_path / "mesh")
-    assert given and all(torch.equal(after[name], value.float()) for name, value in given.items())
+    state = state_of(tmp_path / "mesh")
+    for name, value in given.items():
+        assert torch.equal(state["model"][name], value.float())
+        assert torch.equal(state["average"][f"module.{name}"], value.float())
+    assert given
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(runs: Path, capsys) -> None:

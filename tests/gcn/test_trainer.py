@@ -11,7 +11,17 @@ from torch import nn
 from gcn.checkpoint import CheckpointConfig, load_checkpoint, save_checkpoint
 from gcn.losses import LossWeights, point_l1
 from gcn.optim import OptimConfig, learning_rate
-from gcn.trainer import ArithmeticConfig, StageConfig, Step, StopTraining, TrainState, fit, make_state, step_seed
+from gcn.trainer import (
+    ArithmeticConfig,
+    StageConfig,
+    Step,
+    StopTraining,
+    TrainState,
+    estimate_statistics,
+    fit,
+    make_state,
+    step_seed,
+)
 from mesh.errors import InputError
 from mesh.samples import Batch
 
@@ -269,6 +279,37 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
     with pytest.raises(InputError, match="step 0: the gradient is not finite"):
         train(state, objective=Steep())
     assert torch.equal(flat(state), before)
+
+
+class TwoParts(nn.Module):
+    """Stands for Pose2Mesh: a lifter and a mesh network with dropout and batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts = [nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(3), nn.Dropout(0.5)) for _ in range(2)]
+        self.posenet, self.meshnet = parts[0], nn.Sequential(nn.Linear(8, 8), *parts[1][1:])
+
+    def forward(self, keypoints: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
+        return self.meshnet(self.posenet(keypoints))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_statistics_are_the_means_of_the_batches_without_dropout(frozen) -> None:
+    torch.manual_seed(0)
+    model = TwoParts()
+    model.posenet.requires_grad_(not frozen)
+    model.posenet[1].running_mean.fill_(0.25)
+    batches = [toy_pieces(step)[0] for step in range(3)]
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        estimate_statistics(model, batches)
+        assert not any(module.training for module in model.modules()) and model.meshnet[1].momentum == 0.1
+        found.append([norm.running_mean.clone() for norm in (model.posenet[1], model.meshnet[1])])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    lifted = torch.stack([model.posenet[0](batch.keypoints_px).mean((0, 2)) for batch in batches]).mean(0)
+    expected = torch.full((3,), 0.25) if frozen else lifted
+    torch.testing.assert_close(found[0][0], expected)
 
 
 def test_the_global_random_numbers_are_left_alone() -> None:
