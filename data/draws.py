@@ -29,12 +29,21 @@ class Draws:
         stop = size if rows.stop is None else rows.stop
         if rows.step not in (None, 1) or not 0 <= start <= stop <= size:
             raise ValueError(f"rows must be a slice without step within the batch of {size}, got {rows}")
-        self.size, self.generator, self.rows = size, generator, slice(start, stop)
+        self.size, self.generator = size, generator
+        self.rows: slice | Tensor = slice(start, stop)
         self.device = torch.device(device)
 
     def __len__(self) -> int:
         """How many rows are chosen."""
-        return self.rows.stop - self.rows.start
+        return len(self.rows) if isinstance(self.rows, Tensor) else self.rows.stop - self.rows.start
+
+    def of(self, chosen: Tensor, *, stream: int) -> Draws:
+        """Other numbers, of their own `stream`, for some of these rows: (rows,) int64 -> draws for those."""
+        seed = np.random.SeedSequence((self.generator.initial_seed(), stream)).generate_state(1, np.uint64)
+        generator = Generator(self.generator.device).manual_seed(int(seed[0]))
+        other = Draws(self.size, generator, device=self.device)
+        other.rows = torch.arange(self.size)[self.rows][chosen]
+        return other
 
     def rand(self, *tail: int) -> Tensor:
         """Uniform in [0, 1), (rows, *tail) float32."""

@@ -9,8 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from data.draws import Draws, step_generator
-from data.order import SampleOrder
-from data.synthesis import Synthesiser
+from data.synthesis import BatchMaker
 from mesh.samples import Batch
 
 
@@ -28,7 +27,7 @@ class TrainingBatches(Dataset[list[Batch]]):
     """
 
     def __init__(
-        self, synthesiser: Synthesiser, *, seed: int, batch_size: int, accumulate: int = 1, rank: int = 0,
+        self, synthesiser: BatchMaker, *, seed: int, batch_size: int, accumulate: int = 1, rank: int = 0,
         world_size: int = 1, with_vertices: bool = False, begun: tuple[int, int] = (0, 0),
     ) -> None:  # fmt: skip
         pieces = accumulate * world_size
@@ -37,7 +36,7 @@ class TrainingBatches(Dataset[list[Batch]]):
         self.synthesiser, self.seed, self.batch_size, self.with_vertices = synthesiser, seed, batch_size, with_vertices
         self.rows = [_rows(batch_size, rank * accumulate + place, pieces) for place in range(accumulate)]
         self.begun = begun
-        self.order = SampleOrder(len(synthesiser.source), seed)
+        self.order = synthesiser.order(seed)
 
     def __getitem__(self, step: int) -> list[Batch]:
         """The pieces of step `step`, on the synthesiser's device."""

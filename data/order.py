@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class Order(Protocol):
+    """Which sample stands at each position of an endless sequence."""
+
+    num_samples: int  # of one epoch
+
+    def indices(self, start: int, count: int) -> Tensor:
+        """The samples at positions start .. start + count - 1, (count,) int64."""
 
 
 class SampleOrder:

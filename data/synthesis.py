@@ -10,13 +10,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from data.augmentation import camera_from_world, mirror_pose, turn_body
 from data.draws import Draws
-from data.noise import NoiseConfig, imitate_detector
+from data.noise import NoiseConfig, add_noise
+from data.order import Order, SampleOrder
 from mesh.body import Body
 from mesh.camera import project
 from mesh.errors import require
-from mesh.joints import COCO17, COCO19, HUMAN36M17, SMPL24
-from mesh.rotation import axis_angle_to_quaternion, quaternion_multiply, quaternion_to_matrix, rotation_about
+from mesh.joints import COCO17, COCO19, HUMAN36M17
+from mesh.rotation import quaternion_to_matrix
 from mesh.samples import Batch
 from mesh.skinning import BodyModel, JointModel
 
@@ -34,6 +36,21 @@ class PoseSource(Protocol):
 
         On the device of the draws. A source with poses of its own looks them up; one without draws them.
         """
+
+
+class BatchMaker(Protocol):
+    """Makes training batches: from poses, from records, or from a mixture of several."""
+
+    device: torch.device
+
+    def __len__(self) -> int:
+        """Samples in one epoch."""
+
+    def order(self, seed: int) -> Order:
+        """In which order they come."""
+
+    def batch(self, index: Tensor, draws: Draws, *, with_vertices: bool) -> Batch:
+        """Samples `index` (B,) int64, one for each row of the draws, which must be for this device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +86,6 @@ class SynthesisConfig:
         require(0 <= self.mirror <= 1, f"synthesis.mirror must lie in [0, 1], got {self.mirror}")
 
 
-def mirror_pose(quaternion: Tensor) -> Tensor:
-    """The pose of the mirror image: left and right exchanged, (..., 24, 4) wxyz -> same."""
-    order = list(SMPL24.flip_permutation)
-    return quaternion[..., order, :] * quaternion.new_tensor((1.0, 1.0, -1.0, -1.0))
-
-
 class Synthesiser:
     """Makes batches: poses of the source; shape, camera and noise drawn from stated distributions.
 
@@ -89,6 +100,14 @@ class Synthesiser:
         self.joint_model = JointModel(body, (COCO19, HUMAN36M17)).to(self.device)
         self.body_model = BodyModel(body).to(self.device)
 
+    def __len__(self) -> int:
+        """Poses in one epoch."""
+        return len(self.source)
+
+    def order(self, seed: int) -> Order:
+        """The order in which poses come."""
+        return SampleOrder(len(self), seed)
+
     @torch.no_grad()
     def batch(self, index: Tensor, draws: Draws, *, with_vertices: bool) -> Batch:
         """The people in the poses at `index` (B,) int64 of the source, one for each row of the draws.
@@ -102,22 +121,23 @@ class Synthesiser:
         pose = self.source.poses(index, draws)
         pose = torch.where(draws.rand(1, 1) < config.mirror, mirror_pose(pose), pose)
         rotations = quaternion_to_matrix(self._tilt(pose, draws))
-        rotations[:, 0] = self._camera_rotation(draws) @ rotations[:, 0]
+        rotations[:, 0] = self.camera_rotation(draws) @ rotations[:, 0]
         shape = (config.shape_sd * draws.randn(self.joint_model.num_shape)).clamp(-3, 3)
         joints, regressed = self.joint_model(rotations, shape)
         pelvis = regressed[:, HUMAN36M17.root_idx, None]
-        keypoints = self._photograph(joints - pelvis, draws)
-        noisy, confidence = imitate_detector(keypoints[:, : len(COCO17)], config.noise, draws)
+        keypoints = self.photograph(joints - pelvis, draws)
+        noisy, confidence = add_noise(keypoints[:, : len(COCO17)], config.noise, draws)
         keypoints, confidence = with_derived(noisy, confidence)
-        valid = torch.ones(len(index), dtype=torch.bool, device=self.device)
+        all_known = torch.ones(len(index), len(COCO19), dtype=torch.bool, device=self.device)
         return Batch(
             keypoints_px=keypoints,
             confidence=confidence,
             joints_m=joints - joints[:, COCO19.root_idx, None],
             regressed_m=regressed - pelvis,
             vertices_m=self.body_model(rotations, shape)[0] - pelvis if with_vertices else None,
-            joints_valid=valid,
-            mesh_valid=valid,
+            joints_valid=all_known,
+            regressed_valid=all_known[:, : len(HUMAN36M17)],
+            mesh_valid=all_known[:, 0],
             ids=index.to(self.device),
         )
 
@@ -126,19 +146,17 @@ class Synthesiser:
         camera = self.config.camera
         turn = draws.randn(3) * math.radians(camera.tilt_sd_deg)
         turn = turn * (draws.rand(1) < camera.tilted)
-        root = quaternion_multiply(axis_angle_to_quaternion(turn), pose[:, 0])
-        return torch.cat((root[:, None], pose[:, 1:]), dim=1)
+        return turn_body(pose, turn)
 
-    def _camera_rotation(self, draws: Draws) -> Tensor:
-        """World (y up) to camera (y down, z forward), after a turn about the vertical; (B, 3, 3)."""
+    def camera_rotation(self, draws: Draws) -> Tensor:
+        """World (y up) to camera (y down, z forward), looking from anywhere around; (B, 3, 3)."""
         camera = self.config.camera
         yaw = _uniform((-math.pi, math.pi), draws)
         pitch = _uniform([math.radians(d) for d in camera.pitch_deg], draws)
         roll = draws.randn() * math.radians(camera.roll_sd_deg)
-        upright = torch.diag(torch.tensor((1.0, -1.0, -1.0), device=self.device))
-        return rotation_about("z", roll) @ rotation_about("x", pitch) @ upright @ rotation_about("y", yaw)
+        return camera_from_world(yaw, pitch, roll)
 
-    def _photograph(self, joints_m: Tensor, draws: Draws) -> Tensor:
+    def photograph(self, joints_m: Tensor, draws: Draws) -> Tensor:
         """Root-relative joints to pixels of an imagined picture, (B, J, 3) -> (B, J, 2)."""
         camera = self.config.camera
         focal = _uniform([math.log(f) for f in camera.focal], draws).exp()

@@ -43,9 +43,16 @@ class LossWeights:
         return {name: getattr(self, name) for name in terms} | {"edge": share * self.edge}
 
 
-def point_l1(pred: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute coordinate error of joints or vertices: (B, N, 3) twice -> (B,) metres."""
-    return (pred - target).abs().mean((1, 2))
+def point_l1(pred: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+    """Mean absolute coordinate error of joints or vertices: (B, N, 3) twice -> (B,) metres.
+
+    Over the `known` (B, N) points alone, if given; what stands at the others reaches no gradient, and a sample without
+    any known point has error 0.
+    """
+    if known is None:
+        return (pred - target).abs().mean((1, 2))
+    error = (pred - torch.where(known[..., None], target, 0.0)).abs().mean(-1)
+    return torch.where(known, error, 0.0).sum(1) / known.sum(1).clamp_min(1)
 
 
 class SurfaceLoss(nn.Module):

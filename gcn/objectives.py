@@ -24,11 +24,6 @@ class Objective(Protocol):
         """Each term of each sample, (B,); what a mask leaves out is any finite number."""
 
 
-def _known(target: Tensor, valid: Tensor) -> Tensor:
-    """Targets with unknown ones put at zero, so that whatever stands there reaches no gradient."""
-    return torch.where(valid[:, None, None], target, 0.0)
-
-
 class LifterObjective:
     """`lift_joint`: mean absolute coordinate error of the lifted joints, metres."""
 
@@ -37,12 +32,12 @@ class LifterObjective:
 
     def masks(self, batch: Batch) -> dict[str, Tensor]:
         """See `Objective`."""
-        return {"lift_joint": batch.joints_valid}
+        return {"lift_joint": batch.joints_valid.any(1)}
 
     def values(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """See `Objective`."""
         joints = model(self.config.features(batch.keypoints_px, batch.confidence)).float()
-        return {"lift_joint": point_l1(joints, _known(batch.joints_m, batch.joints_valid))}
+        return {"lift_joint": point_l1(joints, batch.joints_m, batch.joints_valid)}
 
 
 class LabelingObjective:
@@ -53,7 +48,7 @@ class LabelingObjective:
 
     def masks(self, batch: Batch) -> dict[str, Tensor]:
         """See `Objective`."""
-        return {"labeling": torch.ones_like(batch.joints_valid)}
+        return {"labeling": torch.ones_like(batch.mesh_valid)}
 
     def values(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """See `Objective`."""
@@ -79,8 +74,8 @@ class MeshObjective:
             "vertex": batch.mesh_valid,
             "normal": some,
             "edge": some,
-            "mesh_joint": batch.joints_valid,
-            "lift_joint": batch.joints_valid,
+            "mesh_joint": batch.regressed_valid.any(1),
+            "lift_joint": batch.joints_valid.any(1),
         }
 
     def values(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -89,7 +84,8 @@ class MeshObjective:
             raise ValueError("the mesh stage needs batches with vertices")
         joints, vertices = (t.float() for t in model(batch.keypoints_px, batch.confidence))
         regressed = self.regressor(vertices.transpose(0, 1)).transpose(0, 1)
-        true = _known(batch.vertices_m, batch.mesh_valid)
+        # Unknown meshes are put at zero, so that whatever stands there reaches no gradient.
+        true = torch.where(batch.mesh_valid[:, None, None], batch.vertices_m, 0.0)
         some = torch.stack(self.surface(vertices[:: self.stride], true[:: self.stride]))  # (2, n)
         rows = torch.arange(0, len(batch), self.stride, device=some.device)
         normal, edge = some.new_zeros(2, len(batch)).index_copy(1, rows, some)
@@ -97,6 +93,6 @@ class MeshObjective:
             "vertex": point_l1(vertices, true),
             "normal": normal,
             "edge": edge,
-            "mesh_joint": point_l1(regressed, _known(batch.regressed_m, batch.joints_valid)),
-            "lift_joint": point_l1(joints, _known(batch.joints_m, batch.joints_valid)),
+            "mesh_joint": point_l1(regressed, batch.regressed_m, batch.regressed_valid),
+            "lift_joint": point_l1(joints, batch.joints_m, batch.joints_valid),
         }

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import replace
 
 import pytest
@@ -76,18 +74,6 @@ def test_workers_make_the_same_batches_in_the_same_order(synthesiser) -> None:
     expected = list(batches.stream(3, 9))
     assert len(made) == len(expected) == 6
     assert all(same(a, b) for x, y in zip(made, expected) for a, b in zip(x, y))
-
-
-def test_a_worker_that_dies_is_reported(synthesiser) -> None:
-    class Deadly(TrainingBatches):
-        def __getitem__(self, step: int) -> list[Batch]:
-            if step == 4:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().__getitem__(step)
-
-    deadly = Deadly(synthesiser, seed=1, batch_size=2)
-    with pytest.raises(RuntimeError, match="DataLoader worker"):
-        list(deadly.stream(0, 8, workers=1))
 
 
 def test_the_source_decides_how_long_an_epoch_is(synthesiser) -> None:

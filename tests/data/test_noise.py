@@ -7,7 +7,10 @@ import torch
 from torch import Generator
 
 from data.draws import Draws
-from data.noise import COCO_SIGMAS, NoiseConfig, imitate_detector, person_size
+from data.noise import NoiseConfig, add_noise, imitate_detector, person_size
+from data.noise_coco import COCO_SIGMAS, coco_error
+from data.noise_human36m import human36m_error
+from mesh.errors import InputError
 from mesh.joints import COCO17
 
 QUIET = NoiseConfig(
@@ -114,3 +117,65 @@ def test_the_noise_of_a_person_does_not_depend_on_how_the_batch_is_split(people)
     (noisy, confidence), *parts = piece(slice(0, 4000)), piece(slice(0, 1501)), piece(slice(1501, 4000))
     torch.testing.assert_close(torch.cat([part[0] for part in parts]), noisy, rtol=0, atol=1e-3)
     assert torch.equal(torch.cat([part[1] for part in parts]), confidence)
+
+
+def test_left_and_right_are_exchanged_as_often_as_stated_with_their_confidence(people) -> None:
+    config = replace(QUIET, jitter=0.0, exchange=0.09, drop_joint=0.3)
+    noisy, confidence = detected(people, config, Generator().manual_seed(5))
+    order = list(COCO17.flip_permutation)
+    exchanged, kept = (((noisy - truth).abs() < 1e-2).all(-1).all(-1) for truth in (people[:, order], people))
+    assert (exchanged ^ kept).all()
+    assert abs(exchanged.float().mean().item() - 0.09) < 5 * (0.09 * 0.91 / len(people)) ** 0.5
+    _, unexchanged = detected(people, replace(config, exchange=0.0), Generator().manual_seed(5))
+    assert torch.equal(confidence[exchanged], unexchanged[exchanged][:, order])
+    assert torch.equal(confidence[~exchanged], unexchanged[~exchanged])
+
+
+def test_exchanged_arms_are_elbows_and_wrists_alone(people, generator) -> None:
+    noisy, _ = detected(people, replace(QUIET, jitter=0.0, exchange_arms=0.2), generator)
+    moved = ((noisy - people).abs() > 1e-2).any(-1)
+    names = {name for name, yes in zip(COCO17.names, moved.any(0).tolist()) if yes}
+    assert names == {"left_elbow", "right_elbow", "left_wrist", "right_wrist"}
+    left, right = COCO17.indices(("left_wrist", "right_wrist"))
+    wrong = moved[:, left]
+    assert torch.equal(noisy[wrong, left], people[wrong, right])
+    assert abs(wrong.float().mean().item() - 0.2) < 5 * (0.2 * 0.8 / len(people)) ** 0.5
+
+
+def test_exact_samples_keep_their_sides(people, generator) -> None:
+    noisy, _ = detected(people, replace(QUIET, clean=1.0, exchange=1.0, exchange_arms=1.0), generator)
+    assert torch.equal(noisy, people)
+
+
+@pytest.mark.parametrize(("model", "alone"), [("human36m", human36m_error), ("coco", coco_error)])
+def test_a_published_model_moves_the_joints_of_unclean_samples_and_hides_none(people, model: str, alone) -> None:
+    def run(clean: float) -> tuple[torch.Tensor, torch.Tensor]:
+        draws = Draws(len(people), Generator().manual_seed(5))
+        return add_noise(people, NoiseConfig(model=model, clean=clean), draws)
+
+    (noisy, confidence), (some, _) = run(0.0), run(0.4)
+    assert torch.equal(noisy, alone(people, Draws(len(people), Generator().manual_seed(5))))
+    assert (noisy != people).any((1, 2)).all() and (confidence == 1).all()
+    clean = (some == people).all((1, 2))
+    assert abs(clean.float().mean().item() - 0.4) < 5 * (0.4 * 0.6 / len(people)) ** 0.5
+    assert torch.equal(some[~clean], noisy[~clean]) and torch.equal(run(1.0)[0], people)
+
+
+def test_the_detector_is_the_default_model(people) -> None:
+    runs = [
+        f(people, NoiseConfig(), Draws(len(people), Generator().manual_seed(5))) for f in (add_noise, imitate_detector)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*runs))
+
+
+def test_no_model_leaves_every_sample_exact_and_draws_nothing(people, generator) -> None:
+    before = generator.get_state()
+    noisy, confidence = add_noise(people, NoiseConfig(model="none", clean=0.0), Draws(len(people), generator))
+    assert torch.equal(noisy, people) and (confidence == 1).all()
+    assert torch.equal(before, generator.get_state())
+
+
+@pytest.mark.parametrize("key", ["exchange", "exchange_arms"])
+def test_exchange_is_refused_where_no_detector_is_imitated(key: str) -> None:
+    with pytest.raises(InputError, match=f"noise.{key} is part of noise.model=detector"):
+        NoiseConfig(model="coco", **{key: 0.1})

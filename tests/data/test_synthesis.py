@@ -141,6 +141,25 @@ def test_pelvis_and_neck_are_derived_from_the_noisy_joints(body: Body) -> None:
         torch.testing.assert_close(batch.confidence[:, index], batch.confidence[:, of].amin(1))
 
 
+@pytest.mark.parametrize("model", ["human36m", "coco"])
+def test_pelvis_and_neck_are_derived_also_after_a_published_noise_model(body: Body, model: str) -> None:
+    batch = batch_of(body, SynthesisConfig(noise=NoiseConfig(model=model, clean=0.0)), with_vertices=False)
+    exact = batch_of(body, SynthesisConfig(noise=NoiseConfig(model="none")), with_vertices=False)
+    for name, parts in COCO19.derived.items():
+        index, of = COCO19.index(name), list(COCO19.indices(parts))
+        torch.testing.assert_close(batch.keypoints_px[:, index], batch.keypoints_px[:, of].mean(1))
+        assert (batch.keypoints_px[:, index] != exact.keypoints_px[:, index]).any()
+
+
+@pytest.mark.parametrize("noise", [{"model": "human36m"}, {"model": "coco"}, {"model": "none"}, {"exchange": 1.0}])
+def test_noise_changes_the_input_alone(body: Body, noise: dict) -> None:
+    batch = batch_of(body, SynthesisConfig(noise=NoiseConfig(clean=0.0, **noise)))
+    exact = batch_of(body, EXACT)
+    for name in ("joints_m", "regressed_m", "vertices_m"):
+        assert torch.equal(getattr(batch, name), getattr(exact, name))
+    assert torch.equal(batch.keypoints_px, exact.keypoints_px) == (noise == {"model": "none"})
+
+
 def test_a_batch_is_a_pure_function_of_its_poses_and_draws(body: Body) -> None:
     before = torch.random.get_rng_state()
     first, second, other = (batch_of(body, SynthesisConfig(), size=8, seed=s) for s in (3, 3, 4))
@@ -151,6 +170,18 @@ def test_a_batch_is_a_pure_function_of_its_poses_and_draws(body: Body) -> None:
 
 def pose_file() -> PoseFile:
     return PoseFile(quaternions=load_pose_prior().sample(50, torch.Generator().manual_seed(1)), name="some poses")
+
+
+@pytest.mark.parametrize("noise", [{"model": "human36m"}, {"model": "coco"}, {"exchange": 0.5, "exchange_arms": 0.5}])
+def test_the_noise_of_a_step_is_the_same_however_its_rows_are_split(body: Body, noise: dict) -> None:
+    synthesiser = Synthesiser(pose_file(), body, SynthesisConfig(noise=NoiseConfig(clean=0.2, **noise)))
+
+    def piece(rows: slice) -> torch.Tensor:
+        draws = Draws(40, step_generator(0, 2), rows)
+        return synthesiser.batch(torch.arange(40)[rows], draws, with_vertices=False).keypoints_px
+
+    parts = torch.cat((piece(slice(0, 15)), piece(slice(15, 40))))
+    torch.testing.assert_close(parts, piece(slice(0, 40)), rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize("with_vertices", [False, True])

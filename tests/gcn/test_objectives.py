@@ -24,7 +24,8 @@ def batch(size: int = 10) -> Batch:
     return Batch(
         keypoints_px=torch.rand(size, 19, 2, generator=g) * 200, confidence=torch.ones(size, 19),
         joints_m=torch.randn(size, 19, 3, generator=g), regressed_m=torch.randn(size, 17, 3, generator=g),
-        vertices_m=torch.randn(size, 4, 3, generator=g), joints_valid=everyone, mesh_valid=everyone,
+        vertices_m=torch.randn(size, 4, 3, generator=g), joints_valid=everyone[:, None].expand(-1, 19),
+        regressed_valid=everyone[:, None].expand(-1, 17), mesh_valid=everyone,
         ids=torch.arange(size),
     )  # fmt: skip
 
@@ -81,11 +82,14 @@ def test_what_is_unknown_reaches_no_gradient_whatever_stands_there(spoiled) -> N
     values[3] = torch.nan
     known = torch.ones(10, dtype=torch.bool)
     known[3] = False
-    validity = {"mesh_valid" if spoiled == "vertices_m" else "joints_valid": known}
-    given = replace(given, **{spoiled: values}, **validity)
+    column, touched, width = {
+        "vertices_m": ("mesh_valid", {"vertex", "normal", "edge"}, 0),
+        "joints_m": ("joints_valid", {"lift_joint"}, 19),
+        "regressed_m": ("regressed_valid", {"mesh_joint"}, 17),
+    }[spoiled]
+    given = replace(given, **{spoiled: values}, **{column: known[:, None].expand(-1, width) if width else known})
     masks, terms = mesh_objective().masks(given), mesh_objective().values(model, given)
-    assert not any(masks[name][3] for name in (("vertex", "normal", "edge") if spoiled == "vertices_m" else
-                                               ("mesh_joint", "lift_joint")))  # fmt: skip
+    assert {name for name, mask in masks.items() if not mask[3]} == touched
     sum(torch.where(masks[name], terms[name], 0.0).sum() for name in terms).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
@@ -96,8 +100,12 @@ def test_the_lifter_learns_from_joints_alone() -> None:
     values = LifterObjective(config).values(model, given)
     joints = model(config.features(given.keypoints_px, given.confidence))
     torch.testing.assert_close(values["lift_joint"], point_l1(joints, given.joints_m))
-    valid = torch.arange(10) % 2 == 0
-    assert torch.equal(LifterObjective(config).masks(replace(given, joints_valid=valid))["lift_joint"], valid)
+    valid = torch.zeros(10, 19, dtype=torch.bool)
+    valid[4, [2, 5]] = True
+    some = replace(given, joints_valid=valid)
+    assert LifterObjective(config).masks(some)["lift_joint"].nonzero().tolist() == [[4]]
+    expected = (joints - given.joints_m)[4, [2, 5]].abs().mean()
+    torch.testing.assert_close(LifterObjective(config).values(model, some)["lift_joint"][4], expected)
 
 
 def test_the_mesh_needs_vertices() -> None:

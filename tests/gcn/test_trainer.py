@@ -36,7 +36,7 @@ def toy_pieces(step: int, pieces: int = 1) -> list[Batch]:
     everyone = torch.ones(8, dtype=torch.bool)
     whole = Batch(
         keypoints_px=points, confidence=torch.ones(8, 3), joints_m=joints, regressed_m=joints, vertices_m=None,
-        joints_valid=everyone, mesh_valid=everyone, ids=torch.arange(8) + 100 * step,
+        joints_valid=everyone, regressed_valid=everyone, mesh_valid=everyone, ids=torch.arange(8) + 100 * step,
     )  # fmt: skip
     rows = [slice(i * 8 // pieces, (i + 1) * 8 // pieces) for i in range(pieces)]
     fields = {name: value for name, value in vars(whole).items() if value is not None}
