@@ -14,7 +14,9 @@ COMMANDS = {
     "train-meshnet": "train the mesh network",
     "train-labeling": "train the network that tells left from right",
     "evaluate": "measure trained weights",
+    "benchmark": "measure speed and memory on this machine",
     "fetch-detector": "get the 2D detector's files",
+    "convert": "make records of a dataset's official files",
     "convert-body": "make a clean .npz of an SMPL model",
     "fit-pose-prior": "fit the pose prior to a pose file",
 }

@@ -1,0 +1,203 @@
+"""Training batches from records: real people, with their own cameras and 2D joints or with imagined ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.draws import Draws
+from data.noise import add_noise
+from data.order import Order, SampleOrder
+from data.records import Records
+from data.synthesis import SynthesisConfig, Synthesiser, with_derived
+from mesh.body import Body
+from mesh.camera import project
+from mesh.errors import InputError
+from mesh.joints import COCO17, COCO19, HUMAN36M17, SMPL24, JointSet, joint_set
+from mesh.rotation import axis_angle_to_matrix
+from mesh.samples import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordSampling:
+    """What of a record is used.
+
+    `input`: the 2D joints that the record has (detected or annotated), or the projection of its body with noise.
+    `camera`: the record's own, or one imagined anew for each use (which needs a body, and none of the two recorded).
+    """
+
+    input: Literal["recorded", "projected"] = "projected"
+    camera: Literal["recorded", "random"] = "recorded"
+
+
+class RecordBatches:
+    """Makes batches of the rows of records; see `data.synthesis.Synthesiser`, whose `batch` this one's equals.
+
+    Where the record has a body that counts as truth, every target comes from it. Where it has none, joints in 3D that
+    are there by name are targets, and the rest is masked.
+    """
+
+    def __init__(
+        self, records: Records, body: Body, config: SynthesisConfig, sampling: RecordSampling, *,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        self.records, self.config, self.sampling = records, config, sampling
+        self.device = torch.device(device)
+        self._imagined = Synthesiser(_NoPoses(), body, config, device=device)
+        _check(records, sampling)
+        self._joints2d = _by_name(records.info.joints2d, COCO17)
+        self._coco3d = _by_name(records.info.joints3d, COCO19)
+        self._human36m3d = _by_name(records.info.joints3d, HUMAN36M17)
+
+    def __len__(self) -> int:
+        """Rows, all of which an epoch uses once."""
+        return len(self.records)
+
+    def order(self, seed: int) -> Order:
+        """The order of its rows."""
+        return SampleOrder(len(self), seed)
+
+    @torch.no_grad()
+    def batch(self, index: Tensor, draws: Draws, *, with_vertices: bool) -> Batch:
+        """The people of the rows at `index` (B,) int64, one for each row of the draws."""
+        rows = index.numpy()
+        mirrored = draws.rand(1) < self.config.mirror  # (B, 1)
+        rotations, shape, place, has_body = self._bodies(rows, mirrored)
+        if self.sampling.camera == "random":
+            rotations[:, 0] = self._imagined.camera_rotation(draws) @ _upright(rotations[:, 0])
+        joints, regressed = self._imagined.joint_model(rotations, shape)
+        pelvis = regressed[:, HUMAN36M17.root_idx, None]
+        keypoints, confidence = self._input(rows, joints, pelvis, place, mirrored, draws)
+        coco, coco_valid = self._recorded_joints(rows, self._coco3d, COCO19, mirrored)
+        human, human_valid = self._recorded_joints(rows, self._human36m3d, HUMAN36M17, mirrored)
+        body = has_body[:, None, None]
+        vertices = None
+        if with_vertices:
+            vertices = torch.where(body, self._imagined.body_model(rotations, shape)[0] - pelvis, 0.0)
+        return Batch(
+            keypoints_px=keypoints,
+            confidence=confidence,
+            joints_m=torch.where(body, joints - joints[:, COCO19.root_idx, None], coco),
+            regressed_m=torch.where(body, regressed - pelvis, human),
+            vertices_m=vertices,
+            joints_valid=has_body[:, None] | coco_valid,
+            regressed_valid=has_body[:, None] | human_valid,
+            mesh_valid=has_body,
+            ids=index.to(self.device),
+        )
+
+    def _column(self, name: str, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.asarray(self.records[name][rows])).to(self.device)
+
+    def _bodies(self, rows: np.ndarray, mirrored: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Local rotations with the root in camera frame (B, 24, 3, 3), shape (B, S), where the template's origin
+        stands in camera frame (B, 3) m, and whether the body counts as truth (B,)."""
+        size, model = len(rows), self._imagined.body_model
+        if "pose" not in self.records:
+            rest = torch.eye(3, device=self.device).expand(size, 24, 3, 3).clone()
+            nowhere = torch.zeros(size, 3, device=self.device)
+            return rest, nowhere.new_zeros(size, model.num_shape), nowhere, mirrored.new_zeros(size)
+        rotations = axis_angle_to_matrix(self._column("pose", rows))
+        shape = torch.zeros(size, model.num_shape, device=self.device)
+        if "shape" in self.records:
+            shape = self._column("shape", rows)[:, : model.num_shape]
+        trans = self._column("trans", rows) if "trans" in self.records else shape.new_zeros(size, 3)
+        root = model.rest_joints[0] + torch.einsum("bs,cs->bc", shape, model.joint_shape_dirs[0])
+        if "extrinsics" in self.records:
+            extrinsics = self._column("extrinsics", rows)
+            turn, shift = extrinsics[..., :3], extrinsics[..., 3]
+            rotations[:, 0] = turn @ rotations[:, 0]
+            # The body turns about its root joint, not about the world's origin.
+            trans = (turn @ (root + trans)[..., None])[..., 0] + shift - root
+        sign = trans.new_tensor((-1.0, 1.0, 1.0))
+        image = rotations[:, list(SMPL24.flip_permutation)] * sign[:, None] * sign
+        rotations = torch.where(mirrored[..., None, None], image, rotations)
+        # A mirrored body keeps its template: what is mirrored is where its root joint stands.
+        trans = torch.where(mirrored, (root + trans) * sign - root, trans)
+        valid = self._column("mesh_valid", rows) if "mesh_valid" in self.records else mirrored.new_ones(size)
+        return rotations, shape, trans, valid
+
+    def _input(
+        self, rows: np.ndarray, joints: Tensor, pelvis: Tensor, place: Tensor, mirrored: Tensor, draws: Draws
+    ) -> tuple[Tensor, Tensor]:
+        """What the networks see: (B, 19, 2) px, (B, 19)."""
+        if self.sampling.input == "recorded":
+            index, known = self._joints2d
+            points = self._column("joints2d", rows)[:, index]
+            confidence = self._column("confidence", rows)[:, index] * known.to(self.device)
+            flipped = list(COCO17.flip_permutation)
+            points = torch.where(mirrored[..., None], points[:, flipped] * points.new_tensor((-1.0, 1.0)), points)
+            confidence = torch.where(mirrored, confidence[:, flipped], confidence)
+            return with_derived(points, confidence)
+        if self.sampling.camera == "random":
+            exact = self._imagined.photograph(joints - pelvis, draws)
+        else:
+            intrinsics = self._column("intrinsics", rows)
+            centre = intrinsics[:, 2:] * torch.where(mirrored, intrinsics.new_tensor((-1.0, 1.0)), 1.0)
+            ratio = (intrinsics[:, 1] / intrinsics[:, 0])[:, None, None]
+            exact = project(joints + place[:, None], intrinsics[:, 0], torch.zeros_like(centre))
+            exact = exact * torch.cat((torch.ones_like(ratio), ratio), dim=-1) + centre[:, None]
+        noisy, confidence = add_noise(exact[:, : len(COCO17)], self.config.noise, draws)
+        return with_derived(noisy, confidence)
+
+    def _recorded_joints(
+        self, rows: np.ndarray, names: tuple[Tensor, Tensor], target: JointSet, mirrored: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Recorded 3D joints by name, relative to the target's root: (B, J, 3) m, (B, J); none without a root."""
+        index, known = names
+        if "joints3d" not in self.records or self.sampling.camera == "random":
+            empty = mirrored.new_zeros(len(rows), len(target))
+            return torch.zeros(*empty.shape, 3, device=self.device), empty
+        points = self._column("joints3d", rows)[:, index]
+        valid = self._column("joint_valid", rows)[:, index] & known.to(self.device)
+        valid = valid & valid[:, target.root_idx, None]
+        points = points - points[:, target.root_idx, None]
+        flipped = list(target.flip_permutation)
+        points = torch.where(mirrored[..., None], points[:, flipped] * points.new_tensor((-1.0, 1.0, 1.0)), points)
+        valid = torch.where(mirrored, valid[:, flipped], valid)
+        return torch.where(valid[..., None], points, 0.0), valid
+
+
+class _NoPoses:
+    """Stands where a synthesiser expects a source of poses: the poses are the records'."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def poses(self, index: Tensor, draws: Draws) -> Tensor:
+        """Never asked for."""
+        raise NotImplementedError
+
+
+def _upright(camera: Tensor) -> Tensor:
+    """Root rotations from camera frame (y down, z forward) to a world with y up: half a turn about x."""
+    return camera.new_tensor((1.0, -1.0, -1.0))[:, None] * camera
+
+
+def _by_name(source: str | None, target: JointSet) -> tuple[Tensor, Tensor]:
+    """For each joint of the target its place in the source set (0 if it is not there) and whether it is there."""
+    names = joint_set(source).names if source is not None else ()
+    places = [names.index(name) if name in names else -1 for name in target.names]
+    index = torch.tensor(places)
+    return index.clamp_min(0), index >= 0
+
+
+def _check(records: Records, sampling: RecordSampling) -> None:
+    needs = {
+        "input recorded": ("joints2d",) if sampling.input == "recorded" else (),
+        "input projected": ("pose",) if sampling.input == "projected" else (),
+        "camera random": ("pose",) if sampling.camera == "random" else (),
+        "camera recorded": ("intrinsics",)
+        if sampling.camera == "recorded" and sampling.input == "projected"
+        else (),
+    }  # fmt: skip
+    for what, columns in needs.items():
+        for column in columns:
+            if column not in records:
+                raise InputError(f"{records.path} has no {column}, which {what} needs; see data.record_batches")
+    if sampling.input == "recorded" and sampling.camera == "random":
+        raise InputError("recorded 2D joints belong to the recorded camera; take input projected with camera random")

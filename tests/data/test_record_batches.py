@@ -1,0 +1,181 @@
+"""Records with known truth, made from the free body, as batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.draws import Draws, step_generator
+from data.noise import NoiseConfig
+from data.record_batches import RecordBatches, RecordSampling
+from data.records import Records, RecordsWriter
+from data.synthesis import SynthesisConfig
+from mesh.body import load_body
+from mesh.errors import InputError
+from mesh.joints import COCO17, COCO19, HUMAN36M17, SMPL24
+from mesh.rotation import axis_angle_to_matrix
+from mesh.samples import Batch
+from mesh.skinning import BodyModel
+
+COUNT = 6
+BODY = load_body()
+INTRINSICS = np.array([1100.0, 1000.0, 480.0, 270.0], np.float32)
+
+
+class Truth:
+    """Bodies in a world, seen by turned cameras: what every batch must agree with."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.pose = rng.normal(0, 0.25, (COUNT, 24, 3)).astype(np.float32)
+        self.pose[:, 0] = rng.normal(0, 1.5, (COUNT, 3))
+        self.shape = rng.normal(0, 1, (COUNT, 10)).astype(np.float32)
+        self.trans = rng.normal(0, 2, (COUNT, 3)).astype(np.float32)
+        turn = axis_angle_to_matrix(torch.tensor(rng.normal(0, 1.5, (COUNT, 3)), dtype=torch.float32))
+        with torch.no_grad():
+            rotations = axis_angle_to_matrix(torch.tensor(self.pose))
+            world = BodyModel(BODY)(rotations, torch.tensor(self.shape))[0] + torch.tensor(self.trans)[:, None]
+        middle = world.mean(1)
+        shift = torch.tensor(rng.uniform((-1, -1, 4), (1, 1, 7)), dtype=torch.float32)
+        shift = shift - (turn @ middle[..., None])[..., 0]
+        self.extrinsics = torch.cat((turn, shift[..., None]), dim=2).numpy()
+        self.vertices = (turn @ world.transpose(1, 2)).transpose(1, 2) + shift[:, None]  # camera frame
+
+    def joints(self, target) -> torch.Tensor:
+        return torch.tensor(BODY.regressor(target)) @ self.vertices
+
+    def pixels(self, joints: torch.Tensor) -> torch.Tensor:
+        focal, centre = torch.tensor(INTRINSICS[:2]), torch.tensor(INTRINSICS[2:])
+        return joints[..., :2] / joints[..., 2:] * focal + centre
+
+
+TRUTH = Truth()
+
+
+def write(path: Path, joints3d=SMPL24, points: np.ndarray | None = None, **changes) -> Records:
+    confidence = np.ones((COUNT, len(COCO17)), np.float32)
+    confidence[2, 5] = 0
+    pixels = TRUTH.pixels(TRUTH.joints(COCO17)).numpy()
+    pixels[2, 5] = 0
+    points = TRUTH.joints(joints3d).numpy() if points is None else points
+    columns = {
+        "pose": TRUTH.pose, "shape": TRUTH.shape, "trans": TRUTH.trans, "extrinsics": TRUTH.extrinsics,
+        "intrinsics": np.tile(INTRINSICS, (COUNT, 1)), "joints2d": pixels, "confidence": confidence,
+        "joints3d": points, "joint_valid": np.ones((COUNT, len(joints3d)), bool),
+        "mesh_valid": np.ones(COUNT, bool),
+    }  # fmt: skip
+    columns |= changes
+    with RecordsWriter(
+        path, source="test", split="train", licence="none", joints2d=COCO17, joints3d=joints3d
+    ) as writer:
+        writer.add("all", {k: v for k, v in columns.items() if v is not None})
+        return writer.finish()
+
+
+def batch_of(records: Records, mirror: float = 0.0, noise: float = 1.0, **sampling) -> Batch:
+    config = SynthesisConfig(mirror=mirror, noise=NoiseConfig(clean=noise))
+    maker = RecordBatches(records, BODY, config, RecordSampling(**sampling))
+    assert len(maker) == COUNT
+    return maker.batch(torch.arange(COUNT), Draws(COUNT, step_generator(0, 0)), with_vertices=True)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
+    return write(tmp_path_factory.mktemp("records") / "r")
+
+
+def relative(points: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
+    return points - root[:, None]
+
+
+@pytest.mark.parametrize("kind", ["projected", "recorded"])
+def test_a_batch_is_what_the_camera_saw(records, kind) -> None:
+    batch = batch_of(records, input=kind)
+    pelvis = TRUTH.joints(HUMAN36M17)[:, HUMAN36M17.root_idx]
+    coco = TRUTH.joints(COCO19)
+    tolerance = {"atol": 1e-5, "rtol": 0}
+    torch.testing.assert_close(batch.vertices_m, relative(TRUTH.vertices, pelvis), **tolerance)
+    torch.testing.assert_close(batch.regressed_m, relative(TRUTH.joints(HUMAN36M17), pelvis), **tolerance)
+    torch.testing.assert_close(batch.joints_m, relative(coco, coco[:, COCO19.root_idx]), **tolerance)
+    assert batch.mesh_valid.all() and batch.joints_valid.all() and batch.regressed_valid.all()
+    seen = batch.confidence[:, :17] > 0
+    torch.testing.assert_close(batch.keypoints_px[:, :17][seen], TRUTH.pixels(coco)[:, :17][seen], atol=0.02, rtol=0)
+    hidden = [[2, COCO19.index("left_shoulder")], [2, COCO19.index("neck")]] if kind == "recorded" else []
+    assert (batch.confidence == 0).nonzero().tolist() == hidden
+
+
+@pytest.mark.parametrize("kind", ["projected", "recorded"])
+def test_a_mirrored_batch_is_the_mirror_image(records, kind) -> None:
+    plain, image = batch_of(records, input=kind), batch_of(records, mirror=1.0, input=kind)
+    sign = torch.tensor([-1.0, 1, 1])
+    mirrored = plain.vertices_m[:, torch.tensor(BODY.mirror)] * sign
+    torch.testing.assert_close(image.vertices_m, mirrored, atol=1e-4, rtol=0)
+    for name, joints in (("joints_m", COCO19), ("regressed_m", HUMAN36M17)):
+        expected = getattr(plain, name)[:, list(joints.flip_permutation)] * sign
+        torch.testing.assert_close(getattr(image, name), expected, atol=1e-4, rtol=0)
+    flip = list(COCO19.flip_permutation)
+    expected = plain.keypoints_px[:, flip] * sign[:2]
+    shift = image.keypoints_px[:, :1] - expected[:, :1]
+    seen = image.confidence > 0
+    torch.testing.assert_close((expected + shift)[seen], image.keypoints_px[seen], atol=0.05, rtol=0)
+    assert shift[..., 1].abs().max() < 0.05 and torch.equal(image.confidence, plain.confidence[:, flip])
+
+
+def test_an_imagined_camera_keeps_the_pose_and_turns_the_body_about_the_vertical(records) -> None:
+    batch = batch_of(records, camera="random")
+    recorded = batch_of(records)
+    distances = [torch.cdist(b.regressed_m, b.regressed_m) for b in (batch, recorded)]
+    torch.testing.assert_close(*distances, atol=1e-4, rtol=0)
+    assert not torch.allclose(batch.regressed_m, recorded.regressed_m, atol=0.05)
+
+
+def test_noise_is_laid_over_projections_and_not_over_recorded_joints(records) -> None:
+    assert not torch.allclose(batch_of(records, noise=0.0).keypoints_px, batch_of(records).keypoints_px, atol=0.5)
+    noisy, clean = (batch_of(records, noise=n, input="recorded").keypoints_px for n in (0.0, 1.0))
+    assert torch.equal(noisy, clean)
+
+
+def test_without_a_body_recorded_joints_are_the_targets_by_name(tmp_path) -> None:
+    human = TRUTH.joints(HUMAN36M17)
+    valid = np.ones((COUNT, 17), bool)
+    valid[1, HUMAN36M17.index("left_knee")] = False
+    valid[3, HUMAN36M17.root_idx] = False
+    points = np.where(valid[..., None], human.numpy(), 0)
+    without = dict.fromkeys(("pose", "shape", "trans", "mesh_valid", "extrinsics"))
+    records = write(tmp_path / "r", joints3d=HUMAN36M17, points=points, joint_valid=valid, **without)
+    batch = batch_of(records, input="recorded")
+    assert not batch.mesh_valid.any() and (batch.vertices_m == 0).all()
+    expected = torch.tensor(valid)
+    expected[3] = False  # without a root nothing can be relative to it
+    assert torch.equal(batch.regressed_valid, expected)
+    root = human[:, HUMAN36M17.root_idx]
+    torch.testing.assert_close(batch.regressed_m[expected], relative(human, root)[expected], atol=1e-5, rtol=0)
+    assert not batch.joints_valid[:, COCO19.index("left_ear")].any()  # human36m17 has none
+
+
+def test_rows_without_mesh_truth_fall_back_on_recorded_joints(tmp_path) -> None:
+    valid = np.arange(COUNT) % 2 == 0
+    records = write(tmp_path / "r", mesh_valid=valid)
+    batch = batch_of(records)
+    assert batch.mesh_valid.tolist() == valid.tolist() and (batch.vertices_m[1] == 0).all()
+    assert batch.regressed_valid[0].all() and not batch.regressed_valid[1].all()
+
+
+@pytest.mark.parametrize(
+    ("missing", "sampling", "message"),
+    [
+        ("joints2d", {"input": "recorded"}, "has no joints2d, which input recorded needs"),
+        ("pose", {}, "has no pose, which input projected needs"),
+        ("intrinsics", {}, "has no intrinsics, which camera recorded needs"),
+        (None, {"input": "recorded", "camera": "random"}, "recorded 2D joints belong to the recorded camera"),
+    ],
+)
+def test_what_the_records_lack_is_said_at_once(tmp_path, missing, sampling, message) -> None:
+    pairs = {"joints2d": ("joints2d", "confidence")}
+    gone = dict.fromkeys(pairs.get(missing, (missing,) if missing else ()))
+    records = write(tmp_path / "r", **gone)
+    with pytest.raises(InputError, match=message):
+        RecordBatches(records, BODY, SynthesisConfig(), RecordSampling(**sampling))
