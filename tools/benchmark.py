@@ -171,12 +171,12 @@ def _training(stage: str, size: int, setup: Setup) -> tuple[TrainState, Step, Ca
     config = replace(config, poses=PosesConfig(), validation_poses=1, model=ModelSection(posenet_weights=shipped))
     world = World(device=setup.device)
     built = STAGES[stage](Setting(config=config, body=load_body(), world=world, saved=None, stops=lambda: False))
-    stage_config = replace(built.config, batch_size=size).in_steps(len(built.training.source))
+    stage_config = replace(built.config, batch_size=size).in_steps(len(built.training))
     state = make_state(built.model, stage_config)
     state.model.train()
     step = Step(
         config=stage_config, objective=built.objective, forward=built.model,
-        epoch_samples=len(built.training.source), world=world,
+        epoch_samples=len(built.training), world=world,
     )  # fmt: skip
     batches = TrainingBatches(built.training, seed=0, batch_size=size, with_vertices=built.with_vertices)
     return state, step, batches.__getitem__

@@ -11,14 +11,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from data.draws import Draws, step_generator
+from data.mixing import Mixture
 from data.order import SampleOrder
 from data.poses import read_poses
-from data.synthesis import PoseSource, SynthesisConfig, Synthesiser
+from data.record_batches import RecordBatches, RecordSampling
+from data.records import open_records
+from data.synthesis import BatchMaker, PoseSource, SynthesisConfig, Synthesiser
 from gcn.checkpoint import CheckpointConfig
 from gcn.pose2mesh import ModelConfig
 from gcn.trainer import ArithmeticConfig, StageConfig
@@ -36,6 +39,14 @@ class PosesConfig:
     file: str | None = None
     validation_subjects: tuple[int, ...] = ()
     max_level: int = 4  # of the pose file's nested covers, 0 the coarsest; 4: all
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig(RecordSampling):
+    """Records (a folder made by tools/convert.py), how much they weigh in a mixture, and what of them is used."""
+
+    records: str = MISSING
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +82,8 @@ class ExperimentConfig:
     seed: int = 0
     body: str | None = None  # an SMPL file; none: the free body
     poses: PosesConfig = field(default_factory=PosesConfig)
+    datasets: list[DatasetConfig] = field(default_factory=list)  # records to train on; none: the poses above
+    validation_dataset: DatasetConfig | None = None  # records to validate on; none: the poses above
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     model: ModelSection = field(default_factory=ModelSection)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -183,6 +196,12 @@ def experiment_body(config: ExperimentConfig) -> Body:
     return load_body(config.body)
 
 
-def synthesiser(config: ExperimentConfig, body: Body, *, validation: bool, device: torch.device) -> Synthesiser:
-    """Samples of the training or the validation poses."""
-    return Synthesiser(pose_source(config.poses, validation=validation), body, config.synthesis, device=device)
+def batch_maker(config: ExperimentConfig, body: Body, *, validation: bool, device: torch.device) -> BatchMaker:
+    """Samples to train on, or to validate on: of records where the configuration names some, otherwise of poses."""
+    chosen = config.datasets
+    if validation:
+        chosen = [] if config.validation_dataset is None else [config.validation_dataset]
+    if not chosen:
+        return Synthesiser(pose_source(config.poses, validation=validation), body, config.synthesis, device=device)
+    makers = [RecordBatches(open_records(d.records), body, config.synthesis, d, device=device) for d in chosen]
+    return makers[0] if len(makers) == 1 else Mixture(makers, [d.weight for d in chosen])

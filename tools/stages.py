@@ -13,8 +13,7 @@ from scipy.sparse import csr_matrix
 from torch import nn
 
 from data.draws import Draws, step_generator
-from data.order import SampleOrder
-from data.synthesis import Synthesiser
+from data.synthesis import BatchMaker
 from gcn.distributed import World
 from gcn.evaluation import Errors, labeling_errors, lifter_errors, mesh_errors
 from gcn.labeling import PRIOR_EXCHANGED
@@ -35,10 +34,10 @@ from gcn.pose2mesh import (
 )
 from gcn.trainer import StageConfig, StopTraining, estimate_statistics
 from mesh.body import Body
-from mesh.errors import InputError
+from mesh.errors import InputError, require
 from mesh.joints import COCO19, HUMAN36M17
 from mesh.samples import Batch
-from tools.experiment import ExperimentConfig, pose_source, posed_bodies, synthesiser
+from tools.experiment import ExperimentConfig, batch_maker, pose_source, posed_bodies
 
 VALIDATION_BATCH = 256
 STATISTICS_BATCHES = 20
@@ -60,7 +59,7 @@ class Stage:
     model: nn.Module
     networks: ModelConfig
     objective: Objective
-    training: Synthesiser
+    training: BatchMaker
     with_vertices: bool
     best_by: str
     validate: Callable[[nn.Module, int | None], dict[str, float]]
@@ -79,14 +78,12 @@ class Setting:
     stops: Callable[[], bool]
 
     def held_out(self, *, with_vertices: bool) -> HeldOut:
-        """This process's rows of fixed samples of held-out poses: "exact" 2D, and "noisy" 2D as a detector gives."""
-        config, world, count = self.config, self.world, self.config.validation_poses
-        batches: HeldOut = {}
-        for name, clean in (("exact", 1.0), ("noisy", 0.0)):
-            noise = replace(config.synthesis.noise, clean=clean)
-            kind = replace(config, synthesis=replace(config.synthesis, noise=noise))
-            source = synthesiser(kind, self.body, validation=True, device=world.device)
-            order = SampleOrder(len(source.source), config.seed)
+        """This process's rows of fixed held-out samples, of each kind; see `_kinds`."""
+        world, batches = self.world, HeldOut()
+        for name, config in _kinds(self.config).items():
+            source = batch_maker(config, self.body, validation=True, device=world.device)
+            count = min(config.validation_poses, len(source))
+            order = source.order(config.seed)
             batches[name] = []
             for number, start in enumerate(range(0, count, VALIDATION_BATCH)):
                 size = min(VALIDATION_BATCH, count - start)
@@ -109,6 +106,23 @@ class Setting:
         totals = [torch.stack([torch.cat(v).sum(), torch.tensor(float(sum(map(len, v))))]) for v in sums.values()]
         summed = self.world.sum(torch.stack(totals).to(self.world.device)).tolist()
         return {name: total / count for name, (total, count) in zip(sums, summed)}
+
+
+def _kinds(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
+    """What is validated: "exact" 2D; and "noisy" 2D as a detector gives, or the "detected" 2D that records have."""
+
+    def with_noise(clean: float, **sampling: str) -> ExperimentConfig:
+        noise = replace(config.synthesis.noise, clean=clean)
+        dataset = None if given is None else replace(given, **sampling)  # type: ignore[arg-type]
+        return replace(
+            config, synthesis=replace(config.synthesis, mirror=0.0, noise=noise), validation_dataset=dataset
+        )
+
+    given = config.validation_dataset
+    exact = {"exact": with_noise(1.0, input="projected")}
+    if given is not None and given.input == "recorded":
+        return {**exact, "detected": with_noise(1.0)}
+    return {**exact, "noisy": with_noise(0.0)}
 
 
 def posenet_stage(setting: Setting) -> Stage:
@@ -134,7 +148,7 @@ def posenet_stage(setting: Setting) -> Stage:
     return Stage(
         name="posenet", config=config.posenet_training, model=build_posenet(networks).to(device), networks=networks,
         objective=LifterObjective(networks), with_vertices=False, best_by="exact/lift_mpjpe_mm",
-        training=synthesiser(config, setting.body, validation=False, device=device),
+        training=batch_maker(config, setting.body, validation=False, device=device),
         validate=validate, draw_samples=draw_samples,
     )  # fmt: skip
 
@@ -142,6 +156,11 @@ def posenet_stage(setting: Setting) -> Stage:
 def labeling_stage(setting: Setting) -> Stage:
     """The left/right network."""
     config, device = setting.config, setting.world.device
+    noise = config.synthesis.noise
+    require(
+        noise.exchange == 0 and noise.exchange_arms == 0,
+        "the left/right network exchanges sides itself: set synthesis.noise.exchange and exchange_arms to 0",
+    )
     networks = config.model.networks()
     torch.manual_seed(config.seed)
     held_out = setting.held_out(with_vertices=False)
@@ -158,7 +177,7 @@ def labeling_stage(setting: Setting) -> Stage:
     return Stage(
         name="labeling", config=config.labeling_training, model=build_labeling(networks).to(device),
         networks=networks, objective=LabelingObjective(networks), with_vertices=False, best_by="share_wrong",
-        training=synthesiser(config, setting.body, validation=False, device=device), validate=validate,
+        training=batch_maker(config, setting.body, validation=False, device=device), validate=validate,
     )  # fmt: skip
 
 
@@ -171,7 +190,7 @@ def meshnet_stage(setting: Setting) -> Stage:
         device
     )
     model.posenet.requires_grad_(not stage.freeze_posenet)
-    training = synthesiser(config, body, validation=False, device=device)
+    training = batch_maker(config, body, validation=False, device=device)
     held_out = setting.held_out(with_vertices=True)
     regressor = SparseMatrix(csr_matrix(body.regressor(HUMAN36M17))).to(device)
     surface = SurfaceLoss(body.faces).to(device)
@@ -208,9 +227,9 @@ STAGES: dict[str, Callable[[Setting], Stage]] = {
 }
 
 
-def _statistics_batches(setting: Setting, training: Synthesiser, size: int) -> list[Batch]:
+def _statistics_batches(setting: Setting, training: BatchMaker, size: int) -> list[Batch]:
     """This process's rows of the training batches that batch-norm statistics are estimated from."""
-    world, order = setting.world, SampleOrder(len(training.source), setting.config.seed + 1)
+    world, order = setting.world, training.order(setting.config.seed + 1)
     rows = slice(world.rank * size // world.size, (world.rank + 1) * size // world.size)
     batches = []
     for number in range(STATISTICS_BATCHES):

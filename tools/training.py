@@ -119,7 +119,7 @@ def _train(call: Call, world: World, signals: StopSignals, start: Start, config:
         config=config, body=load_body(config.body), world=world, saved=saved, stops=lambda: signals.caught > 0
     )
     stage = STAGES[call.stage](setting)
-    epoch_samples = len(stage.training.source)
+    epoch_samples = len(stage.training)
     stage = replace(stage, config=stage.config.in_steps(epoch_samples))
     best_by = config.checkpoint.metric or stage.best_by
     dtype = config.train.dtype(world.device)

@@ -80,7 +80,7 @@ def test_the_networks_are_the_original_ones() -> None:
 
 def test_no_joint_is_hidden_from_networks_that_see_no_confidence() -> None:
     noise = pose2mesh().synthesis.noise
-    assert (noise.drop_joint, noise.drop_limb, noise.drop_face_side, noise.cut_off) == (0, 0, 0, 0)
+    assert (noise.model, noise.clean) == ("coco", 0)
 
 
 def test_the_course_project_differs_in_optimiser_batch_and_length_of_the_lifter_only() -> None:
