@@ -16,7 +16,7 @@ from data.records import Records
 from data.synthesis import SynthesisConfig, Synthesiser, with_derived
 from mesh.body import Body
 from mesh.camera import project
-from mesh.errors import InputError
+from mesh.errors import InputError, require
 from mesh.joints import COCO17, COCO19, HUMAN36M17, SMPL24, JointSet, joint_set
 from mesh.rotation import axis_angle_to_matrix
 from mesh.samples import Batch
@@ -37,8 +37,8 @@ class RecordSampling:
 class RecordBatches:
     """Makes batches of the rows of records; see `data.synthesis.Synthesiser`, whose `batch` this one's equals.
 
-    Where the record has a body that counts as truth, every target comes from it. Where it has none, joints in 3D that
-    are there by name are targets, and the rest is masked.
+    Where the record has a body that counts as truth, every target comes from it (with a random shape, if the records
+    have none). Where it has none, joints in 3D that are there by name are targets, and the rest is masked.
     """
 
     def __init__(
@@ -49,13 +49,19 @@ class RecordBatches:
         self.device = torch.device(device)
         self._imagined = Synthesiser(_NoPoses(), body, config, device=device)
         _check(records, sampling)
+        self._rows = np.arange(len(records))
+        if sampling.input == "projected" and "mesh_valid" in records:
+            self._rows = np.flatnonzero(records["mesh_valid"])  # without a body there is nothing to project
+            require(len(self._rows) > 0, f"{records.path}: no row has a body, which input projected needs")
+        # Without any camera a record's world stands upright, y up.
+        self._has_camera = "extrinsics" in records or "intrinsics" in records
         self._joints2d = _by_name(records.info.joints2d, COCO17)
         self._coco3d = _by_name(records.info.joints3d, COCO19)
         self._human36m3d = _by_name(records.info.joints3d, HUMAN36M17)
 
     def __len__(self) -> int:
-        """Rows, all of which an epoch uses once."""
-        return len(self.records)
+        """Rows that can be used, all of which an epoch uses once."""
+        return len(self._rows)
 
     def order(self, seed: int) -> Order:
         """The order of its rows."""
@@ -63,12 +69,16 @@ class RecordBatches:
 
     @torch.no_grad()
     def batch(self, index: Tensor, draws: Draws, *, with_vertices: bool) -> Batch:
-        """The people of the rows at `index` (B,) int64, one for each row of the draws."""
-        rows = index.numpy()
+        """The people at `index` (B,) int64 among the usable rows, one for each row of the draws."""
+        rows = self._rows[index.numpy()]
         mirrored = draws.rand(1) < self.config.mirror  # (B, 1)
         rotations, shape, place, has_body = self._bodies(rows, mirrored)
         if self.sampling.camera == "random":
-            rotations[:, 0] = self._imagined.camera_rotation(draws) @ _upright(rotations[:, 0])
+            upright = _upright(rotations[:, 0]) if self._has_camera else rotations[:, 0]
+            tilted = axis_angle_to_matrix(self._imagined.tilt(draws)) @ upright
+            rotations[:, 0] = self._imagined.camera_rotation(draws) @ tilted
+        if "shape" not in self.records:
+            shape = (self.config.shape_sd * draws.randn(shape.shape[1])).clamp(-3, 3)
         joints, regressed = self._imagined.joint_model(rotations, shape)
         pelvis = regressed[:, HUMAN36M17.root_idx, None]
         keypoints, confidence = self._input(rows, joints, pelvis, place, mirrored, draws)
@@ -87,7 +97,7 @@ class RecordBatches:
             joints_valid=has_body[:, None] | coco_valid,
             regressed_valid=has_body[:, None] | human_valid,
             mesh_valid=has_body,
-            ids=index.to(self.device),
+            ids=torch.from_numpy(rows).to(self.device),
         )
 
     def _column(self, name: str, rows: np.ndarray) -> Tensor:

@@ -10,6 +10,8 @@ import numpy as np
 from mesh.errors import InputError
 from mesh.joints import SMPL24
 
+# Without extrinsics the world is the camera frame if there are intrinsics; records without either know no camera, and
+# their world stands upright, y up.
 # Type and shape of one row; J2 and J3 stand for the joints of the 2D and 3D joint sets. Text has the width it needs.
 COLUMNS: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "pose": ("<f4", (24, 3)),  # axis-angle in radians, SMPL joint order, in the world frame of the source
@@ -17,7 +19,7 @@ COLUMNS: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "trans": ("<f4", (3,)),  # metres; vertices in the world = LBS(pose, shape) + trans
     "gender": ("|i1", ()),  # 0 neutral, 1 male, 2 female
     "mesh_valid": ("|b1", ()),  # whether pose and shape may count as truth; without the column they all may
-    "extrinsics": ("<f4", (3, 4)),  # world -> camera (x right, y down, z forward, metres); absent: world = camera
+    "extrinsics": ("<f4", (3, 4)),  # world -> camera (x right, y down, z forward, metres)
     "intrinsics": ("<f4", (4,)),  # fx, fy, cx, cy in pixels
     "joints2d": ("<f4", ("J2", 2)),  # pixels, 0 where the confidence is 0
     "confidence": ("<f4", ("J2",)),  # 0..1, 0 = not known

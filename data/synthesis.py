@@ -120,7 +120,7 @@ class Synthesiser:
         config = self.config
         pose = self.source.poses(index, draws)
         pose = torch.where(draws.rand(1, 1) < config.mirror, mirror_pose(pose), pose)
-        rotations = quaternion_to_matrix(self._tilt(pose, draws))
+        rotations = quaternion_to_matrix(turn_body(pose, self.tilt(draws)))
         rotations[:, 0] = self.camera_rotation(draws) @ rotations[:, 0]
         shape = (config.shape_sd * draws.randn(self.joint_model.num_shape)).clamp(-3, 3)
         joints, regressed = self.joint_model(rotations, shape)
@@ -141,12 +141,11 @@ class Synthesiser:
             ids=index.to(self.device),
         )
 
-    def _tilt(self, pose: Tensor, draws: Draws) -> Tensor:
-        """Some bodies are turned as a whole: lying, diving, upside down."""
+    def tilt(self, draws: Draws) -> Tensor:
+        """Some bodies are turned as a whole: lying, diving, upside down. Axis-angle (B, 3) rad, zero for the others."""
         camera = self.config.camera
         turn = draws.randn(3) * math.radians(camera.tilt_sd_deg)
-        turn = turn * (draws.rand(1) < camera.tilted)
-        return turn_body(pose, turn)
+        return turn * (draws.rand(1) < camera.tilted)
 
     def camera_rotation(self, draws: Draws) -> Tensor:
         """World (y up) to camera (y down, z forward), looking from anywhere around; (B, 3, 3)."""

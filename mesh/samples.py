@@ -14,9 +14,9 @@ class Batch:
 
     `keypoints_px` (B, J, 2) and `confidence` (B, J) in the input joint set; `joints_m` (B, J, 3) the same joints in
     3D, relative to that set's root; `regressed_m` (B, 17, 3) human36m17 relative to its pelvis; `vertices_m`
-    (B, V, 3) relative to the same pelvis, or None when only joints were asked for. What has no truth is left out of the
-    losses: `joints_valid` (B, J), `regressed_valid` (B, 17) and `mesh_valid` (B,) bool say what has. `ids` (B,) int64 is
-    the place of each sample in its source, which is what an error message names.
+    (B, V, 3) relative to the same pelvis, or None when only joints were asked for. What has no truth is left out of
+    the losses: `joints_valid` (B, J), `regressed_valid` (B, 17) and `mesh_valid` (B,) bool say what has. `ids` (B,)
+    int64 is the place of each sample in its source, which is what an error message names.
     """
 
     keypoints_px: Tensor

@@ -12,7 +12,7 @@ from data.draws import Draws, step_generator
 from data.noise import NoiseConfig
 from data.record_batches import RecordBatches, RecordSampling
 from data.records import Records, RecordsWriter
-from data.synthesis import SynthesisConfig
+from data.synthesis import CameraConfig, SynthesisConfig
 from mesh.body import load_body
 from mesh.errors import InputError
 from mesh.joints import COCO17, COCO19, HUMAN36M17, SMPL24
@@ -132,6 +132,20 @@ def test_an_imagined_camera_keeps_the_pose_and_turns_the_body_about_the_vertical
     assert not torch.allclose(batch.regressed_m, recorded.regressed_m, atol=0.05)
 
 
+def test_poses_without_a_camera_stand_upright_and_get_a_shape(tmp_path) -> None:
+    pose = np.zeros((COUNT, 24, 3), np.float32)
+    with RecordsWriter(tmp_path / "r", source="t", split="train", licence="n", joints2d=None, joints3d=None) as writer:
+        writer.add("all", {"pose": pose})
+        records = writer.finish()
+    config = SynthesisConfig(camera=CameraConfig(tilted=0.0))
+    maker = RecordBatches(records, BODY, config, RecordSampling(camera="random"))
+    batch = maker.batch(torch.arange(COUNT), Draws(COUNT, step_generator(0, 0)), with_vertices=True)
+    head, pelvis = HUMAN36M17.index("head"), HUMAN36M17.root_idx
+    assert (batch.regressed_m[:, head, 1] < batch.regressed_m[:, pelvis, 1] - 0.4).all()  # y points down
+    heights = batch.vertices_m[..., 1].amax(1) - batch.vertices_m[..., 1].amin(1)
+    assert heights.std() > 0.01
+
+
 def test_noise_is_laid_over_projections_and_not_over_recorded_joints(records) -> None:
     assert not torch.allclose(batch_of(records, noise=0.0).keypoints_px, batch_of(records).keypoints_px, atol=0.5)
     noisy, clean = (batch_of(records, noise=n, input="recorded").keypoints_px for n in (0.0, 1.0))
@@ -159,9 +173,21 @@ def test_without_a_body_recorded_joints_are_the_targets_by_name(tmp_path) -> Non
 def test_rows_without_mesh_truth_fall_back_on_recorded_joints(tmp_path) -> None:
     valid = np.arange(COUNT) % 2 == 0
     records = write(tmp_path / "r", mesh_valid=valid)
-    batch = batch_of(records)
+    batch = batch_of(records, input="recorded")
     assert batch.mesh_valid.tolist() == valid.tolist() and (batch.vertices_m[1] == 0).all()
     assert batch.regressed_valid[0].all() and not batch.regressed_valid[1].all()
+
+
+def test_only_rows_with_a_body_are_projected(tmp_path) -> None:
+    valid = np.arange(COUNT) % 2 == 0
+    records = write(tmp_path / "r", mesh_valid=valid)
+    maker = RecordBatches(records, BODY, SynthesisConfig(), RecordSampling())
+    assert len(maker) == COUNT / 2
+    batch = maker.batch(torch.arange(3), Draws(3, step_generator(0, 0)), with_vertices=True)
+    assert batch.ids.tolist() == [0, 2, 4] and batch.mesh_valid.all() and torch.isfinite(batch.keypoints_px).all()
+    nobody = write(tmp_path / "none", mesh_valid=np.zeros(COUNT, bool))
+    with pytest.raises(InputError, match="no row has a body"):
+        RecordBatches(nobody, BODY, SynthesisConfig(), RecordSampling())
 
 
 @pytest.mark.parametrize(

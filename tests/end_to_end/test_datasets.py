@@ -25,8 +25,10 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     human36m.write(root / "human36m")
     coco.write_coco(root / "coco")
     for name, split, extra in (
-        ("pw3d", "validation", ()), ("human36m", "test", ("--max-fit-mm", "inf")), ("coco", "train", ("--max-fit-px", "inf")),
-    ):  # fmt: skip
+        ("pw3d", "validation", ()),
+        ("human36m", "test", ("--max-fit-mm", "inf")),
+        ("coco", "train", ("--max-fit-px", "inf")),
+    ):
         argv = [name, "--root", str(root / name), "--out", str(root / "records" / name), "--split", split, *extra]
         assert command.run(convert.main, argv) == 0
     return root / "records"
