@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from gcn.labeling import exchange_labels, exchanged_probability
 from gcn.layers.sparse import SparseMatrix
 from gcn.pose2mesh import ModelConfig, Pose2Mesh
-from mesh.joints import EVALUATION_14, HUMAN36M17
-from mesh.metrics import aligned_error_mm, facing_error_rad, point_error_mm
+from mesh.joints import HUMAN36M17
+from mesh.metrics import aligned_distances_mm, point_distances_mm
+from mesh.protocols import PROTOCOLS, Posed, compare
 from mesh.samples import Batch
 
 Errors = dict[str, Tensor]
+_BATCH = 256
+_VALIDATION = ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm", "facing_error_rad")
 
 
 def _joined(rows: list[Errors]) -> Errors:
@@ -22,45 +25,47 @@ def _joined(rows: list[Errors]) -> Errors:
 
 
 @torch.inference_mode()
+def predict_mesh(model: Pose2Mesh, batch: Batch, size: int = _BATCH) -> Tensor:
+    """Vertices of a batch of any size, `size` at a time: (B, V, 3) metres."""
+    pieces = zip(batch.keypoints_px.split(size), batch.confidence.split(size))
+    return torch.cat([model(keypoints, confidence)[1] for keypoints, confidence in pieces])
+
+
+@torch.inference_mode()
+def lift(posenet: nn.Module, config: ModelConfig, batch: Batch) -> Tensor:
+    """The lifted joints of a batch, (B, 19, 3) metres, relative to their pelvis."""
+    return posenet(config.features(batch.keypoints_px, batch.confidence))
+
+
+def lift_scores(lifted_m: Tensor, batch: Batch) -> tuple[Errors, Tensor]:
+    """MPJPE and PA-MPJPE of lifted joints, per sample in mm (all 19, rooted at the pelvis), and each joint's error."""
+    joints = point_distances_mm(lifted_m, batch.joints_m)
+    aligned = aligned_distances_mm(lifted_m, batch.joints_m)
+    return {"lift_mpjpe_mm": joints.mean(1), "lift_pa_mpjpe_mm": aligned.mean(1)}, joints
+
+
 def lifter_errors(posenet: nn.Module, config: ModelConfig, batches: Iterable[Batch]) -> Errors:
     """MPJPE and PA-MPJPE of the lifted joints, per sample in mm (all 19 joints, rooted at the pelvis)."""
-    rows = []
-    for batch in batches:
-        features = config.features(batch.keypoints_px, batch.confidence)
-        joints = posenet(features)
-        rows.append(
-            {
-                "lift_mpjpe_mm": point_error_mm(joints, batch.joints_m),
-                "lift_pa_mpjpe_mm": aligned_error_mm(joints, batch.joints_m),
-            }
-        )
-    return _joined(rows)
+    return _joined([lift_scores(lift(posenet, config, batch), batch)[0] for batch in batches])
 
 
 @torch.inference_mode()
 def mesh_errors(model: Pose2Mesh, regressor: SparseMatrix, batches: Iterable[Batch]) -> Errors:
-    """Errors of the mesh, per sample: 14 Human3.6M joints regressed from it, and all its vertices.
+    """Errors of the mesh by protocol `human36m14`, per sample in mm, facing in radians.
 
-    `regressor` takes vertices to human36m17; joints and vertices relative to its pelvis; mm, facing in radians.
+    `regressor` takes vertices to human36m17; joints and vertices are relative to its pelvis.
     """
-    chosen = list(EVALUATION_14)
-    left, right, up = HUMAN36M17.indices(("left_hip", "right_hip", "neck"))
     rows = []
     for batch in batches:
         if batch.vertices_m is None:
             raise ValueError("the mesh can only be judged on samples with vertices")
-        _, vertices = model(batch.keypoints_px, batch.confidence)
+        vertices = predict_mesh(model, batch)
         joints = regressor(vertices.transpose(0, 1)).transpose(0, 1)
-        pelvis = joints[:, HUMAN36M17.root_idx, None]
-        joints = joints - pelvis
-        rows.append(
-            {
-                "mpjpe_mm": point_error_mm(joints[:, chosen], batch.regressed_m[:, chosen]),
-                "pa_mpjpe_mm": aligned_error_mm(joints[:, chosen], batch.regressed_m[:, chosen]),
-                "mpvpe_mm": point_error_mm(vertices - pelvis, batch.vertices_m),
-                "facing_error_rad": facing_error_rad(joints, batch.regressed_m, left, right, up, HUMAN36M17.root_idx),
-            }
-        )
+        root = HUMAN36M17.root_idx
+        predicted = Posed(joints=joints, vertices=vertices, mesh_root=joints[:, root])
+        true = Posed(joints=batch.regressed_m, vertices=batch.vertices_m, mesh_root=batch.regressed_m[:, root])
+        scores = compare(PROTOCOLS["human36m14"], predicted, true, align_mesh=False)
+        rows.append({name: scores.values[name] for name in _VALIDATION})
     return _joined(rows)
 
 

@@ -1,46 +1,66 @@
-"""Measure trained weights on poses seen by random cameras, with exact and with detector-like 2D joints."""
+"""Measure trained weights: on datasets by a named protocol, or on poses seen by random cameras.
+
+evaluate.py --dataset pw3d --root 3DPW --split validation --out results     official folder, or records made of it
+evaluate.py --dataset poses --root POSES.npz                                exact and detector-like 2D joints
+evaluate.py --compare A/metrics.json B/metrics.json                         two runs, and the published table
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tools import command
 
 if TYPE_CHECKING:
     import torch
 
+    from mesh.body import Body
+    from mesh.protocols import Protocol
+    from tools.evaluation_samples import Samples
+    from tools.evaluation_scores import Networks, Scored
     from tools.experiment import ExperimentConfig
 
-BATCH = 256
+SYNTHETIC, FROM_RECORDS = ("poses", "prior"), ("pw3d", "records")
+INPUTS = {
+    "gt": "exact: COCO joints regressed from the true mesh, projected; pelvis and neck half-way in the picture",
+    "detected": "as detected; confidence below 0.3 counts as not seen",
+    "noisy": "exact joints with the noise of a detector",
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--weights", help="weights file (default: the weights that ship)")
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--weights", help="weights file, of the whole network or of a lifter (default: those that ship)")
+    p.add_argument("--lifter-only", action="store_true", help="measure only the lifted joints")
+    p.add_argument("--dataset", choices=(*FROM_RECORDS, *SYNTHETIC), help="prior: the shipped pose prior, not held out")
+    p.add_argument("--root", help="records folder or official dataset folder; the pose file of --dataset poses")
+    p.add_argument("--split", help="split of the dataset (default for pw3d: validation)")
+    p.add_argument("--records", type=Path, help="where an official dataset is converted to (default: in --out)")
+    p.add_argument("--protocol", help="what is measured (default: pw3d-pose2mesh for pw3d, else human36m14)")
+    p.add_argument("--input", choices=tuple(INPUTS), nargs="+", help="2D joints (default: all that there are)")
+    p.add_argument("--keypoints", help="keypoint file for --input detected")
     p.add_argument("--body", help="SMPL model, .npz or .pkl (default: the free body that ships)")
-    p.add_argument(
-        "--dataset",
-        choices=("poses", "prior"),
-        required=True,
-        help="a pose file, or the shipped pose prior (not held out)",
-    )
-    p.add_argument("--root", help="the pose file of --dataset poses: .npz with 'poses' (N, 24, 3 or 4)")
+    p.add_argument("--body-male", help="SMPL model for the truth of men in the records")
+    p.add_argument("--body-female", help="the same for women")
     p.add_argument("--subjects", type=int, nargs="+", default=[], help="only these people of the pose file")
-    p.add_argument("--samples", type=int, default=4096, help="how many pose, body and camera draws")
-    p.add_argument(
-        "--input", choices=("gt", "noisy"), nargs="+", default=["gt", "noisy"], help="exact 2D, or detector-like"
-    )
+    p.add_argument("--samples", type=int, help="draws (default 4096), or rows of the records, evenly spread (all)")
+    p.add_argument("--smooth", choices=("one-euro", "savgol"), help="measure smoothed sequences as well")
+    p.add_argument("--rate-hz", type=float, default=30.0, help="frame rate of the sequences, for one-euro")
     p.add_argument("--config", help="experiment whose cameras and noise are used (default: configs/evaluation.yaml)")
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--out", type=Path, help="folder for metrics.json")
+    p.add_argument("--out", type=Path, help="folder for metrics.json, per_sequence.csv, per_joint.csv and pictures")
+    p.add_argument(
+        "--vis", type=int, default=0, metavar="N", help="meshes and pictures of N worst, median, best samples"
+    )
+    p.add_argument("--vis-by", default="mpvpe_mm", metavar="METRIC", help="by which they are chosen")
+    p.add_argument("--images", type=Path, help="image folder of the dataset: pictures over the photos")
+    p.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two metrics.json (or their folders)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return p
 
@@ -48,88 +68,142 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, measure, print the table."""
     args = parser().parse_args(argv)
-    from mesh.errors import InputError
+    if args.compare:
+        from tools.evaluation_compare import print_comparison
+
+        print_comparison(*args.compare)
+        return 0
+    _check(args)
+    from mesh.body import load_body
+    from mesh.protocols import protocol
+    from tools.evaluation_report import Report, make_folder, table, write_report
     from tools.experiment import load_experiment
 
-    if args.dataset == "poses" and not args.root:
-        raise InputError("--dataset poses needs --root FILE.npz")
-    if args.samples < 1:
-        raise InputError(f"--samples must be at least 1, got {args.samples}")
-    args.config = args.config or str(files("configs") / "evaluation.yaml")
-    device = command.choose_device(args.device)
-    report = {name: _measure(args, load_experiment(args.config), name, device) for name in args.input}
-    width = max(len(metric) for scores in report.values() for metric in scores)
-    print(f"{'':{width}}  " + "  ".join(f"{name:>8}" for name in report))
-    for metric in next(iter(report.values())):
-        print(f"{metric:{width}}  " + "  ".join(f"{scores[metric]:8.2f}" for scores in report.values()))
     if args.out:
-        _write(args, report)
+        make_folder(args.out)
+    args.config = args.config or str(files("configs") / "evaluation.yaml")
+    config = load_experiment(args.config)
+    chosen = protocol(args.protocol or ("pw3d-pose2mesh" if args.dataset == "pw3d" else "human36m14"))
+    device = command.choose_device(args.device)
+    body = load_body(args.body)
+    networks = _networks(args, body, device)
+    columns, card = _measure(args, config, chosen, networks, body, device)
+    weights = args.weights or "shipped"
+    report = Report(card=card, columns=columns, weights=str(weights))
+    content = report.content()
+    print(table(content))
+    print(f"in brackets: {content['intervals are']}")
+    if args.out:
+        write_report(args.out, report, content)
     return 0
 
 
-def _measure(args: argparse.Namespace, config: ExperimentConfig, name: str, device: torch.device) -> dict[str, float]:
-    """Mean and median errors over the samples, in mm; share of bodies that face the wrong way, in per cent."""
-    from dataclasses import replace
-
-    from scipy.sparse import csr_matrix
-
-    from data.draws import Draws, step_generator
-    from data.order import SampleOrder
-    from data.poses import read_poses
-    from data.synthesis import PoseSource, Synthesiser
-    from gcn.evaluation import lifter_errors, mesh_errors
-    from gcn.layers.sparse import SparseMatrix
-    from gcn.recovery import MeshRecovery
-    from mesh.joints import HUMAN36M17
-    from tools.experiment import pose_source
-
-    recovery = MeshRecovery.from_pretrained(args.weights, body=args.body, device=device)
-    source: PoseSource
-    if args.dataset == "poses":
-        source = read_poses(args.root, subjects=tuple(args.subjects))
-    else:
-        source = pose_source(replace(config.poses, source="prior"), validation=True)
-    noise = replace(config.synthesis.noise, clean=float(name == "gt"))
-    synthesiser = Synthesiser(source, recovery.body, replace(config.synthesis, noise=noise), device=device)
-    order = SampleOrder(len(source), args.seed)
-    batches = []
-    for number, first in enumerate(range(0, args.samples, BATCH)):
-        size = min(BATCH, args.samples - first)
-        draws = Draws(size, step_generator(args.seed, number, device), device=device)
-        batches.append(synthesiser.batch(order.indices(first, size), draws, with_vertices=True))
-    regressor = SparseMatrix(csr_matrix(recovery.body.regressor(HUMAN36M17))).to(device)
-    errors = mesh_errors(recovery.model, regressor, batches)
-    turned = (errors.pop("facing_error_rad") > math.pi / 2).float().mean() * 100
-    errors |= lifter_errors(recovery.model.posenet, recovery.model.config, batches)
-    scores = {metric: float(values.mean()) for metric, values in errors.items()}
-    scores |= {f"{metric} (median)": float(values.median()) for metric, values in errors.items()}
-    return {**scores, "facing wrong by > 90 deg (%)": float(turned)}
-
-
-def _write(args: argparse.Namespace, report: dict[str, dict[str, float]]) -> None:
-    """`metrics.json` with the protocol beside the numbers."""
+def _check(args: argparse.Namespace) -> None:
+    """What argparse cannot know."""
     from mesh.errors import InputError
-    from mesh.files import replacing
 
-    protocol = {
-        "dataset": args.dataset,
-        "root": args.root,
-        "subjects": args.subjects or "all",
-        "samples": args.samples,
-        "seed": args.seed,
-        "cameras and noise": args.config,
-        "joints": "14 of human36m17 (no pelvis, torso, nose), regressed from the mesh",
-        "root joint": "human36m17 pelvis",
-        "alignment": "none (MPJPE, MPVPE); similarity Procrustes per sample (PA)",
-        "average": "over samples",
-        "unit": "mm",
-    }
+    if not args.dataset:
+        raise InputError("say what to measure on: --dataset pw3d, records, poses or prior (or --compare A B)")
+    if args.dataset != "prior" and not args.root:
+        kind = "FILE.npz" if args.dataset == "poses" else "DIR"
+        raise InputError(f"--dataset {args.dataset} needs --root {kind}")
+    if args.samples is not None and args.samples < 1:
+        raise InputError(f"--samples must be at least 1, got {args.samples}")
+    if args.dataset in SYNTHETIC and "detected" in (args.input or ()):
+        raise InputError(f"--dataset {args.dataset} has no pictures to detect in: take --input gt or noisy")
+    if args.dataset in SYNTHETIC and args.smooth:
+        raise InputError("--smooth needs sequences: --dataset pw3d or records")
+    if args.keypoints and "detected" not in (args.input or ("detected",)):
+        raise InputError("--keypoints is the 2D input of --input detected")
+    if args.vis < 0 or (args.vis and not args.out):
+        raise InputError("--vis N needs --out DIR and an N of at least 1")
+    if args.vis and args.lifter_only:
+        raise InputError("--vis shows meshes, which a lifter has none of")
+
+
+def _networks(args: argparse.Namespace, body: Body, device: torch.device) -> Networks:
+    """Lifter and mesh network of the weights file, or its lifter alone."""
+    from importlib import resources
+
+    from gcn.pose2mesh import load_pose2mesh, load_posenet
+    from tools.evaluation_scores import Networks
+
+    with resources.as_file(resources.files("gcn") / "weights" / "pose2mesh.safetensors") as shipped:
+        path = Path(args.weights) if args.weights else shipped
+        if args.lifter_only or _holds_only_a_lifter(path):
+            posenet, config = load_posenet(path)
+            return Networks(posenet=posenet.to(device), config=config, mesh=None)
+        model = load_pose2mesh(path, body).to(device)
+    return Networks(posenet=model.posenet, config=model.config, mesh=model)
+
+
+def _holds_only_a_lifter(path: Path) -> bool:
+    """By the file's own header; what is wrong with a file is said where it is loaded."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise InputError(f"cannot make the output folder {args.out}: {exc.strerror}") from exc
-    with replacing(args.out / "metrics.json") as file:
-        file.write(json.dumps({"protocol": protocol, "metrics": report}, indent=1).encode())
+        with safe_open(path, framework="pt") as archive:
+            return (archive.metadata() or {}).get("kind") == "posenet"
+    except (SafetensorError, OSError):
+        return False
+
+
+def _measure(
+    args: argparse.Namespace, config: ExperimentConfig, protocol: Protocol, networks: Networks, body: Body,
+    device: torch.device,
+) -> tuple[dict[str, Scored], dict[str, Any]]:  # fmt: skip
+    """The scores of each input, and the card of what was measured."""
+    from tools.evaluation_scores import score
+    from tools.evaluation_sources import from_records, synthetic
+
+    card: dict[str, Any] = {**protocol.card(), "dataset": args.dataset, "root": args.root}
+    if networks.mesh is None:
+        card["joints"] = "19 of coco19 as lifted, against those regressed from the true mesh"
+        card["root of joints"] = "coco19 pelvis"
+    samples: dict[str, Samples]
+    if args.dataset in SYNTHETIC:
+        samples = {name: synthetic(args, config, name, body, device) for name in args.input or ("gt", "noisy")}
+        card |= {"subjects": args.subjects or "all", "seed": args.seed, "cameras and noise": args.config}
+        card["frames"] = "random draws of pose, body and camera"
+        card["gender"] = "one body for everybody"
+    else:
+        bodies = {"male": args.body_male, "female": args.body_female}
+        found, about = from_records(args, config, protocol, body, bodies, device)
+        samples = dict(found)
+        card |= about
+    columns = {}
+    smoother = _smoother(args)
+    for name, some in samples.items():
+        for kind, scored in score(networks, some, protocol, body, smoother, device).items():
+            columns[f"{name} {args.smooth}" if kind else name] = scored
+        if args.vis:
+            _pictures(args, name, networks, some, columns[name], body, device)
+    card["samples"] = max(len(scored.rows) for scored in columns.values())
+    card["2D input"] = {name: INPUTS[name] for name in samples}
+    if smoother is not None:
+        card["smoothing"] = str(smoother)
+    return columns, card
+
+
+def _smoother(args: argparse.Namespace) -> Any:
+    if not args.smooth:
+        return None
+    from mesh.smoothing import OneEuro, SavitzkyGolay
+
+    return OneEuro(rate_hz=args.rate_hz) if args.smooth == "one-euro" else SavitzkyGolay()
+
+
+def _pictures(
+    args: argparse.Namespace, name: str, networks: Networks, samples: Samples, scored: Scored, body: Body,
+    device: torch.device,
+) -> None:  # fmt: skip
+    from tools.evaluation_pictures import choose, write_pictures
+    from tools.evaluation_report import make_folder
+
+    folder = args.out / "pictures" / name
+    make_folder(folder)
+    chosen = choose(scored, args.vis_by, args.vis)
+    write_pictures(folder, networks, samples, body, chosen, args.vis_by, args.images, device)
 
 
 if __name__ == "__main__":
