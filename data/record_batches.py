@@ -38,7 +38,7 @@ class RecordBatches:
     """Makes batches of the rows of records; see `data.synthesis.Synthesiser`, whose `batch` this one's equals.
 
     Where the record has a body that counts as truth, every target comes from it (with a random shape, if the records
-    have none). Where it has none, joints in 3D that are there by name are targets, and the rest is masked.
+    have none). Where it has none, 3D joints of the target's own set are targets, and the rest is masked.
     """
 
     def __init__(
@@ -56,8 +56,10 @@ class RecordBatches:
         # Without any camera a record's world stands upright, y up.
         self._has_camera = "extrinsics" in records or "intrinsics" in records
         self._joints2d = _by_name(records.info.joints2d, COCO17)
-        self._coco3d = _by_name(records.info.joints3d, COCO19)
-        self._human36m3d = _by_name(records.info.joints3d, HUMAN36M17)
+        # A joint of another set has the same name and another place: Human3.6M's nose lies 6 cm from COCO's.
+        in_3d = records.info.joints3d
+        self._coco3d = _by_name(in_3d if in_3d in (COCO17.name, COCO19.name) else None, COCO19)
+        self._human36m3d = _by_name(in_3d if in_3d == HUMAN36M17.name else None, HUMAN36M17)
 
     def __len__(self) -> int:
         """Rows that can be used, all of which an epoch uses once."""
@@ -205,6 +207,8 @@ def _check(records: Records, sampling: RecordSampling) -> None:
         if sampling.camera == "recorded" and sampling.input == "projected"
         else (),
     }  # fmt: skip
+    if "pose" not in records and "joints3d" not in records:
+        raise InputError(f"{records.path} has neither bodies nor 3D joints: there is nothing to learn from it")
     for what, columns in needs.items():
         for column in columns:
             if column not in records:

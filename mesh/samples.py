@@ -32,6 +32,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keypoints_px)
 
+    def where(self, mask: Tensor) -> Batch:
+        """Some of its rows, (B,) bool."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: tensor[mask] for name, tensor in named.items() if tensor is not None})
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}

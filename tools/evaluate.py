@@ -58,7 +58,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--vis", type=int, default=0, metavar="N", help="meshes and pictures of N worst, median, best samples"
     )
-    p.add_argument("--vis-by", default="mpvpe_mm", metavar="METRIC", help="by which they are chosen")
+    p.add_argument(
+        "--vis-by", default="mpvpe_mm", choices=("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm", "pa_mpvpe_mm"),
+        help="by which they are chosen",
+    )  # fmt: skip
     p.add_argument("--images", type=Path, help="image folder of the dataset: pictures over the photos")
     p.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two metrics.json (or their folders)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -119,6 +122,18 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--vis N needs --out DIR and an N of at least 1")
     if args.vis and args.lifter_only:
         raise InputError("--vis shows meshes, which a lifter has none of")
+    from mesh.protocols import protocol
+
+    if args.dataset in SYNTHETIC:
+        useless = [name for name in ("keypoints", "split", "images", "records") if getattr(args, name)]
+        if args.protocol and protocol(args.protocol).truth == "dataset":
+            raise InputError(f"--protocol {args.protocol} is about recorded joints; --dataset {args.dataset} has none")
+    else:
+        useless = ["subjects"] if args.subjects else []
+    if args.dataset == "prior" and args.subjects:
+        useless = ["subjects", *useless]
+    if useless:
+        raise InputError(f"--{useless[0]} means nothing with --dataset {args.dataset}; leave it out")
 
 
 def _networks(args: argparse.Namespace, body: Body, device: torch.device) -> Networks:

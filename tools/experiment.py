@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -47,6 +48,9 @@ class DatasetConfig(RecordSampling):
 
     records: str = MISSING
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.weight < math.inf, f"the weight of a dataset must be positive, got {self.weight}")
 
 
 @dataclass(frozen=True, kw_only=True)

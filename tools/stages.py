@@ -91,7 +91,11 @@ class Setting:
                 generator = step_generator(config.seed, number, world.device, stream=_VALIDATION)
                 draws = Draws(size, generator, rows, world.device)
                 batch = source.batch(order.indices(start, size)[rows], draws, with_vertices=with_vertices)
-                batches[name].append(batch)
+                # What has no truth cannot be scored.
+                known = batch.mesh_valid if with_vertices else batch.joints_valid.all(1)
+                batches[name].append(batch if bool(known.all()) else batch.where(known))
+            found = world.sum(torch.tensor(float(sum(len(batch) for batch in batches[name])), device=world.device))
+            require(bool(found > 0), f'no held-out sample has the truth that "{name}" 2D is scored by')
         return batches
 
     def scores(self, held_out: HeldOut, measure: Callable[[Batch], Errors], limit: int | None) -> dict[str, float]:
@@ -114,9 +118,7 @@ def _kinds(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
     def with_noise(clean: float, **sampling: str) -> ExperimentConfig:
         noise = replace(config.synthesis.noise, clean=clean)
         dataset = None if given is None else replace(given, **sampling)  # type: ignore[arg-type]
-        return replace(
-            config, synthesis=replace(config.synthesis, mirror=0.0, noise=noise), validation_dataset=dataset
-        )
+        return replace(config, synthesis=replace(config.synthesis, mirror=0.0, noise=noise), validation_dataset=dataset)
 
     given = config.validation_dataset
     exact = {"exact": with_noise(1.0, input="projected")}

@@ -152,7 +152,7 @@ def test_noise_is_laid_over_projections_and_not_over_recorded_joints(records) ->
     assert torch.equal(noisy, clean)
 
 
-def test_without_a_body_recorded_joints_are_the_targets_by_name(tmp_path) -> None:
+def test_without_a_body_recorded_joints_are_the_targets_in_their_own_set(tmp_path) -> None:
     human = TRUTH.joints(HUMAN36M17)
     valid = np.ones((COUNT, 17), bool)
     valid[1, HUMAN36M17.index("left_knee")] = False
@@ -167,15 +167,15 @@ def test_without_a_body_recorded_joints_are_the_targets_by_name(tmp_path) -> Non
     assert torch.equal(batch.regressed_valid, expected)
     root = human[:, HUMAN36M17.root_idx]
     torch.testing.assert_close(batch.regressed_m[expected], relative(human, root)[expected], atol=1e-5, rtol=0)
-    assert not batch.joints_valid[:, COCO19.index("left_ear")].any()  # human36m17 has none
+    assert not batch.joints_valid.any()  # Human3.6M's joints are no truth for COCO's, whatever their names
 
 
-def test_rows_without_mesh_truth_fall_back_on_recorded_joints(tmp_path) -> None:
+def test_rows_without_mesh_truth_are_masked(tmp_path) -> None:
     valid = np.arange(COUNT) % 2 == 0
     records = write(tmp_path / "r", mesh_valid=valid)
     batch = batch_of(records, input="recorded")
     assert batch.mesh_valid.tolist() == valid.tolist() and (batch.vertices_m[1] == 0).all()
-    assert batch.regressed_valid[0].all() and not batch.regressed_valid[1].all()
+    assert batch.regressed_valid[0].all() and not batch.regressed_valid[1].any()  # smpl24 is neither set
 
 
 def test_only_rows_with_a_body_are_projected(tmp_path) -> None:
@@ -196,11 +196,12 @@ def test_only_rows_with_a_body_are_projected(tmp_path) -> None:
         ("joints2d", {"input": "recorded"}, "has no joints2d, which input recorded needs"),
         ("pose", {}, "has no pose, which input projected needs"),
         ("intrinsics", {}, "has no intrinsics, which camera recorded needs"),
+        ("truth", {"input": "recorded"}, "has neither bodies nor 3D joints"),
         (None, {"input": "recorded", "camera": "random"}, "recorded 2D joints belong to the recorded camera"),
     ],
 )
 def test_what_the_records_lack_is_said_at_once(tmp_path, missing, sampling, message) -> None:
-    pairs = {"joints2d": ("joints2d", "confidence")}
+    pairs = {"joints2d": ("joints2d", "confidence"), "truth": ("pose", "mesh_valid", "joints3d", "joint_valid")}
     gone = dict.fromkeys(pairs.get(missing, (missing,) if missing else ()))
     records = write(tmp_path / "r", **gone)
     with pytest.raises(InputError, match=message):
