@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.augmentation import mirror_joints, mirror_keypoints
 from data.draws import Draws
 from data.noise import add_noise
 from data.order import Order, SampleOrder
@@ -142,7 +143,7 @@ class RecordBatches:
             points = self._column("joints2d", rows)[:, index]
             confidence = self._column("confidence", rows)[:, index] * known.to(self.device)
             flipped = list(COCO17.flip_permutation)
-            points = torch.where(mirrored[..., None], points[:, flipped] * points.new_tensor((-1.0, 1.0)), points)
+            points = torch.where(mirrored[..., None], mirror_keypoints(points, COCO17, 0.0), points)
             confidence = torch.where(mirrored, confidence[:, flipped], confidence)
             return with_derived(points, confidence)
         if self.sampling.camera == "random":
@@ -168,9 +169,8 @@ class RecordBatches:
         valid = self._column("joint_valid", rows)[:, index] & known.to(self.device)
         valid = valid & valid[:, target.root_idx, None]
         points = points - points[:, target.root_idx, None]
-        flipped = list(target.flip_permutation)
-        points = torch.where(mirrored[..., None], points[:, flipped] * points.new_tensor((-1.0, 1.0, 1.0)), points)
-        valid = torch.where(mirrored, valid[:, flipped], valid)
+        points = torch.where(mirrored[..., None], mirror_joints(points, target), points)
+        valid = torch.where(mirrored, valid[:, list(target.flip_permutation)], valid)
         return torch.where(valid[..., None], points, 0.0), valid
 
 

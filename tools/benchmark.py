@@ -64,7 +64,7 @@ class Setup:
 
 def summary(name: str, unit: str, values: Sequence[float]) -> Measurement:
     """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return Measurement(name=name, unit=unit, median=median, low=low, high=high, repeats=len(values))
 
 

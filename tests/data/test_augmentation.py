@@ -1,18 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from data.augmentation import camera_from_world, mirror_batch, mirror_pose, turn_batch, turn_body, turn_keypoints
+from data.augmentation import camera_from_world, mirror_joints, mirror_keypoints, mirror_pose, turn_body
 from data.prior import load_pose_prior
 from mesh.body import Body, load_body
 from mesh.camera import project
-from mesh.errors import InputError
 from mesh.joints import COCO19, HUMAN36M17
-from mesh.rotation import axis_angle_to_matrix, quaternion_to_matrix
+from mesh.rotation import axis_angle_to_matrix, quaternion_to_matrix, rotation_about
 from mesh.samples import Batch
 from mesh.skinning import BodyModel
 
@@ -53,7 +52,7 @@ def photograph(body: Body, model: BodyModel, pose: Tensor, shape: Tensor, angles
     vertices = world @ camera_from_world(*angles).mT + torch.tensor([0.0, 0, 4])
     coco, human = (torch.from_numpy(body.regressor(joints)) @ vertices for joints in (COCO19, HUMAN36M17))
     pelvis = human[:, HUMAN36M17.root_idx, None]
-    valid = torch.ones(PEOPLE, dtype=torch.bool)
+    valid = torch.ones(PEOPLE, 19, dtype=torch.bool)
     return Batch(
         keypoints_px=project(coco, torch.full((PEOPLE,), 900.0), CENTRE),
         confidence=torch.linspace(0.5, 1, len(COCO19)).expand(PEOPLE, -1),
@@ -61,8 +60,49 @@ def photograph(body: Body, model: BodyModel, pose: Tensor, shape: Tensor, angles
         regressed_m=human - pelvis,
         vertices_m=vertices - pelvis,
         joints_valid=valid,
-        mesh_valid=valid,
+        regressed_valid=valid[:, :17],
+        mesh_valid=valid[:, 0],
         ids=torch.arange(PEOPLE),
+    )
+
+
+def mirror_vertices(vertices: Tensor, mirror: Tensor) -> Tensor:
+    """A mesh in the mirror x = 0, (..., V, 3) -> same; `mirror` (V,) as in `mesh.body.Body`."""
+    return vertices[..., mirror, :] * vertices.new_tensor((-1.0, 1.0, 1.0))
+
+
+def mirror_batch(batch: Batch, which: Tensor, middle_px: float, mirror: Tensor) -> Batch:
+    """The people of a batch, some of them mirrored: `which` (B,) bool; `middle_px` is the x of the camera's centre."""
+
+    def some(mirrored: Tensor, kept: Tensor) -> Tensor:
+        return torch.where(which.view(-1, *[1] * (kept.ndim - 1)), mirrored, kept)
+
+    order = list(COCO19.flip_permutation)
+    return replace(
+        batch,
+        keypoints_px=some(mirror_keypoints(batch.keypoints_px, COCO19, middle_px), batch.keypoints_px),
+        confidence=some(batch.confidence[:, order], batch.confidence),
+        joints_m=some(mirror_joints(batch.joints_m, COCO19), batch.joints_m),
+        regressed_m=some(mirror_joints(batch.regressed_m, HUMAN36M17), batch.regressed_m),
+        vertices_m=some(mirror_vertices(batch.vertices_m, mirror), batch.vertices_m),
+    )
+
+
+def turn_keypoints(keypoints_px: Tensor, angle_rad: Tensor, centre_px: Tensor) -> Tensor:
+    """2D joints in the picture turned about `centre_px`, clockwise as seen: (B, J, 2), (B,), (B, 2) -> (B, J, 2)."""
+    turn = rotation_about("z", angle_rad)[:, :2, :2]
+    return (keypoints_px - centre_px[:, None]) @ turn.mT + centre_px[:, None]
+
+
+def turn_batch(batch: Batch, angle_rad: Tensor, centre_px: Tensor) -> Batch:
+    """The people of a batch in pictures turned about the camera's centre: (B,) clockwise as seen, (B, 2)."""
+    turn = rotation_about("z", angle_rad)
+    return replace(
+        batch,
+        keypoints_px=turn_keypoints(batch.keypoints_px, angle_rad, centre_px),
+        joints_m=batch.joints_m @ turn.mT,
+        regressed_m=batch.regressed_m @ turn.mT,
+        vertices_m=None if batch.vertices_m is None else batch.vertices_m @ turn.mT,
     )
 
 
@@ -121,12 +161,6 @@ def test_only_the_chosen_people_are_mirrored_and_twice_is_not_at_all(body, model
         same = (getattr(once, field) == getattr(batch, field)).flatten(1).all(1)
         assert torch.equal(same, ~which), field
     assert_same_people(mirror_batch(once, which, MIDDLE, mirror), batch)
-
-
-def test_vertices_without_a_mirror_permutation_are_refused(body, model, pose, shape, angles) -> None:
-    batch = photograph(body, model, pose, shape, angles, torch.zeros(3))
-    with pytest.raises(InputError, match="mirror permutation"):
-        mirror_batch(batch, torch.ones(PEOPLE, dtype=torch.bool), MIDDLE)
 
 
 def test_a_turned_picture_is_what_a_camera_turned_about_its_axis_takes(body, model, pose, shape, angles) -> None:

@@ -55,22 +55,20 @@ class Truth:
 TRUTH = Truth()
 
 
-def write(path: Path, joints3d=SMPL24, points: np.ndarray | None = None, **changes) -> Records:
+def write(path: Path, set3d=SMPL24, points: np.ndarray | None = None, **changes) -> Records:
     confidence = np.ones((COUNT, len(COCO17)), np.float32)
     confidence[2, 5] = 0
     pixels = TRUTH.pixels(TRUTH.joints(COCO17)).numpy()
     pixels[2, 5] = 0
-    points = TRUTH.joints(joints3d).numpy() if points is None else points
+    points = TRUTH.joints(set3d).numpy() if points is None else points
     columns = {
         "pose": TRUTH.pose, "shape": TRUTH.shape, "trans": TRUTH.trans, "extrinsics": TRUTH.extrinsics,
         "intrinsics": np.tile(INTRINSICS, (COUNT, 1)), "joints2d": pixels, "confidence": confidence,
-        "joints3d": points, "joint_valid": np.ones((COUNT, len(joints3d)), bool),
+        "joints3d": points, "joint_valid": np.ones((COUNT, len(set3d)), bool),
         "mesh_valid": np.ones(COUNT, bool),
     }  # fmt: skip
     columns |= changes
-    with RecordsWriter(
-        path, source="test", split="train", licence="none", joints2d=COCO17, joints3d=joints3d
-    ) as writer:
+    with RecordsWriter(path, source="test", split="train", licence="none", joints2d=COCO17, joints3d=set3d) as writer:
         writer.add("all", {k: v for k, v in columns.items() if v is not None})
         return writer.finish()
 
@@ -159,7 +157,7 @@ def test_without_a_body_recorded_joints_are_the_targets_in_their_own_set(tmp_pat
     valid[3, HUMAN36M17.root_idx] = False
     points = np.where(valid[..., None], human.numpy(), 0)
     without = dict.fromkeys(("pose", "shape", "trans", "mesh_valid", "extrinsics"))
-    records = write(tmp_path / "r", joints3d=HUMAN36M17, points=points, joint_valid=valid, **without)
+    records = write(tmp_path / "r", set3d=HUMAN36M17, points=points, joint_valid=valid, **without)
     batch = batch_of(records, input="recorded")
     assert not batch.mesh_valid.any() and (batch.vertices_m == 0).all()
     expected = torch.tensor(valid)

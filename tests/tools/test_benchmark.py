@@ -25,4 +25,4 @@ def test_too_few_repeats_are_refused(capsys) -> None:
 
 def test_a_summary_has_median_and_quartiles() -> None:
     row = benchmark.summary("x", "ms", [5.0, 1.0, 3.0, 2.0, 4.0])
-    assert (row.low, row.median, row.high, row.repeats) == (1.5, 3.0, 4.5, 5)
+    assert (row.low, row.median, row.high, row.repeats) == (2.0, 3.0, 4.0, 5)
