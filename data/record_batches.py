@@ -18,7 +18,7 @@ from data.synthesis import SynthesisConfig, Synthesiser, with_derived
 from mesh.body import Body
 from mesh.camera import project
 from mesh.errors import InputError, require
-from mesh.joints import COCO17, COCO19, HUMAN36M17, SMPL24, JointSet, joint_set
+from mesh.joints import COCO17, COCO19, HUMAN36M17, MIN_CONFIDENCE, SMPL24, JointSet, joint_set
 from mesh.rotation import axis_angle_to_matrix
 from mesh.samples import Batch
 
@@ -145,7 +145,7 @@ class RecordBatches:
             flipped = list(COCO17.flip_permutation)
             points = torch.where(mirrored[..., None], mirror_keypoints(points, COCO17, 0.0), points)
             confidence = torch.where(mirrored, confidence[:, flipped], confidence)
-            return with_derived(points, confidence)
+            return with_derived(points, torch.where(confidence < MIN_CONFIDENCE, 0.0, confidence))
         if self.sampling.camera == "random":
             exact = self._imagined.photograph(joints - pelvis, draws)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +29,12 @@ class LossWeights:
     mesh_joint: float = 1.0
     lift_joint: float = 1.0
     labeling: float = 1.0
-    surface_share: float = 1.0  # share of a batch on which the dear normal and edge terms are computed
+    surface_share: float = 1.0  # 1/n: the dear normal and edge terms are computed on every n-th sample of a piece
 
     def __post_init__(self) -> None:
+        for name in ("vertex", "normal", "edge", "mesh_joint", "lift_joint", "labeling"):
+            weight = getattr(self, name)
+            require(0 <= weight < math.inf, f"loss.{name} must be finite and not negative, got {weight}")
         require(0 < self.surface_share <= 1, f"loss.surface_share must lie in (0, 1], got {self.surface_share}")
         for name in ("edge_start_epoch", "edge_ramp_epochs"):
             require(getattr(self, name) >= 0, f"loss.{name} must not be negative, got {getattr(self, name)}")

@@ -16,9 +16,8 @@ from gcn.layers.sparse import SparseMatrix
 from gcn.pose2mesh import JOINTS, ModelConfig, Pose2Mesh, load_labeling, load_pose2mesh
 from mesh.body import Body, load_body
 from mesh.camera import apply_weak_perspective, fit_weak_perspective
-from mesh.joints import COCO17, HUMAN36M17, Keypoints
+from mesh.joints import COCO17, HUMAN36M17, MIN_CONFIDENCE, Keypoints
 
-MIN_CONFIDENCE = 0.3  # below it a joint counts as not seen: the networks learned with nothing in between
 MIN_JOINTS = 5
 
 

@@ -51,10 +51,11 @@ class StageConfig:
             f"a stage's length is given in steps or in epochs, got both: {self.steps} steps, {self.epochs} epochs",
         )
         require(self.steps is None or self.steps >= 1, f"steps must be at least 1, got {self.steps}")
-        require(self.epochs is None or self.epochs > 0, f"epochs must be positive, got {self.epochs}")
+        positive = self.epochs is None or 0 < self.epochs < math.inf
+        require(positive, f"epochs must be positive and finite, got {self.epochs}")
         for name in ("batch_size", "log_every", "accumulate"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        require(self.validate_every > 0, f"validate_every must be positive, got {self.validate_every}")
+        require(0 < self.validate_every < math.inf, f"validate_every must be positive, got {self.validate_every}")
         require(0 <= self.ema < 1, f"ema must lie in [0, 1), got {self.ema}")
 
     @property

@@ -173,6 +173,9 @@ BLAZEPOSE33 = _make(
     ),
 )
 
+# Below it a detected joint counts as not seen: the networks learned with nothing in between.
+MIN_CONFIDENCE = 0.3
+
 JOINT_SETS: dict[str, JointSet] = {
     s.name: s for s in (COCO17, COCO19, HUMAN36M17, SMPL24, MPII16, OPENPOSE25, HALPE26, BLAZEPOSE33)
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mesh.errors import InputError
-from mesh.joints import JointSet, Keypoints
+from mesh.joints import MIN_CONFIDENCE, JointSet, Keypoints
 from mesh.normals import vertex_normals
 from mesh.rasterise import is_front_facing, rasterise
 
@@ -26,7 +26,6 @@ PALETTE = np.array(
 )  # fmt: skip
 LEFT, RIGHT, MIDDLE = (255, 146, 60), (64, 156, 255), (240, 240, 244)
 OUTLINE = (24, 26, 32)
-MIN_CONFIDENCE = 0.3
 PAPER_TOP, PAPER_BOTTOM = (250, 250, 252), (222, 226, 232)
 
 _SUPERSAMPLING = 2

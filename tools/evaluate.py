@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     _check(args)
     from mesh.body import load_body
+    from mesh.errors import InputError
     from mesh.protocols import protocol
     from tools.evaluation_report import Report, make_folder, table, write_report
     from tools.experiment import load_experiment
@@ -90,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = command.choose_device(args.device)
     body = load_body(args.body)
     networks = _networks(args, body, device)
-    columns, card = _measure(args, config, chosen, networks, body, device)
+    if networks.mesh is None and (args.vis or args.smooth):
+        raise InputError("--vis and --smooth are about meshes, which a lifter has none of")
+    samples, columns, card = _measure(args, config, chosen, networks, body, device)
     weights = args.weights or "shipped"
     report = Report(card=card, columns=columns, weights=str(weights))
     content = report.content()
@@ -98,6 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"in brackets: {content['intervals are']}")
     if args.out:
         write_report(args.out, report, content)
+    if args.vis:
+        for name, some in samples.items():
+            _pictures(args, name, networks, some, columns[name], body, device)
     return 0
 
 
@@ -110,6 +116,8 @@ def _check(args: argparse.Namespace) -> None:
     if args.dataset != "prior" and not args.root:
         kind = "FILE.npz" if args.dataset == "poses" else "DIR"
         raise InputError(f"--dataset {args.dataset} needs --root {kind}")
+    if args.seed < 0:
+        raise InputError(f"--seed must not be negative, got {args.seed}")
     if args.samples is not None and args.samples < 1:
         raise InputError(f"--samples must be at least 1, got {args.samples}")
     if args.dataset in SYNTHETIC and "detected" in (args.input or ()):
@@ -120,8 +128,6 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--keypoints is the 2D input of --input detected")
     if args.vis < 0 or (args.vis and not args.out):
         raise InputError("--vis N needs --out DIR and an N of at least 1")
-    if args.vis and args.lifter_only:
-        raise InputError("--vis shows meshes, which a lifter has none of")
     from mesh.protocols import protocol
 
     if args.dataset in SYNTHETIC:
@@ -166,8 +172,8 @@ def _holds_only_a_lifter(path: Path) -> bool:
 def _measure(
     args: argparse.Namespace, config: ExperimentConfig, protocol: Protocol, networks: Networks, body: Body,
     device: torch.device,
-) -> tuple[dict[str, Scored], dict[str, Any]]:  # fmt: skip
-    """The scores of each input, and the card of what was measured."""
+) -> tuple[dict[str, Samples], dict[str, Scored], dict[str, Any]]:  # fmt: skip
+    """The samples and the scores of each input, and the card of what was measured."""
     from tools.evaluation_scores import score
     from tools.evaluation_sources import from_records, synthetic
 
@@ -191,13 +197,11 @@ def _measure(
     for name, some in samples.items():
         for kind, scored in score(networks, some, protocol, body, smoother, device).items():
             columns[f"{name} {args.smooth}" if kind else name] = scored
-        if args.vis:
-            _pictures(args, name, networks, some, columns[name], body, device)
     card["samples"] = max(len(scored.rows) for scored in columns.values())
     card["2D input"] = {name: INPUTS[name] for name in samples}
     if smoother is not None:
         card["smoothing"] = str(smoother)
-    return columns, card
+    return samples, columns, card
 
 
 def _smoother(args: argparse.Namespace) -> Any:

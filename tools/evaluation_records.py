@@ -15,10 +15,9 @@ from data.keypoints import KeypointFile
 from data.noise import NoiseConfig, imitate_detector
 from data.records import Records
 from data.synthesis import with_derived
-from gcn.recovery import MIN_CONFIDENCE
 from mesh.body import Body
 from mesh.errors import InputError, require
-from mesh.joints import COCO17, COCO19, HUMAN36M17, Keypoints, joint_set
+from mesh.joints import COCO17, COCO19, HUMAN36M17, MIN_CONFIDENCE, Keypoints, joint_set
 from mesh.protocols import JointRegression, Protocol
 from mesh.rotation import axis_angle_to_matrix
 from mesh.samples import Batch

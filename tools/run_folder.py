@@ -124,6 +124,8 @@ def find_start(runs: Path, name: str | None, resume: str | None, *, default_name
     `resume` is None (a new run), "" (the run of that name goes on), a run folder or a checkpoint file. A folder or
     file together with the `name` of another run starts that one as a branch, and leaves the first as it is.
     """
+    if name is not None and (Path(name).name != name or name in ("", ".", "..")):
+        raise InputError(f"--name {name!r}: expected a plain name; where run folders live is --runs")
     folder = RunFolder(runs / (name or default_name))
     if resume is None:
         if folder.path.exists():

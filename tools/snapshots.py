@@ -11,8 +11,8 @@ import numpy as np
 
 from mesh.errors import InputError
 from mesh.files import replacing, write_obj
-from mesh.joints import COCO19, JointSet
-from mesh.render import LEFT, MIN_CONFIDENCE, PALETTE, RIGHT, draw_overlay
+from mesh.joints import COCO19, MIN_CONFIDENCE, JointSet
+from mesh.render import LEFT, PALETTE, RIGHT, draw_overlay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 from torch import nn
 
 from data.draws import Draws, step_generator
+from data.records import open_records
 from data.synthesis import BatchMaker
 from gcn.distributed import World
 from gcn.evaluation import Errors, labeling_errors, lifter_errors, mesh_errors
@@ -121,6 +122,8 @@ def _kinds(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
         return replace(config, synthesis=replace(config.synthesis, mirror=0.0, noise=noise), validation_dataset=dataset)
 
     given = config.validation_dataset
+    if given is not None and "pose" not in open_records(given.records):
+        raise InputError(f'validation_dataset {given.records} has no bodies, by which "exact" 2D is made and scored')
     exact = {"exact": with_noise(1.0, input="projected")}
     if given is not None and given.input == "recorded":
         return {**exact, "detected": with_noise(1.0)}

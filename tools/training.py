@@ -126,8 +126,8 @@ def _train(call: Call, world: World, signals: StopSignals, start: Start, config:
     state = make_state(stage.model, stage.config, dtype)
     if saved is not None:
         state.load_state_dict(saved["state"])
-        if not start.folder.path.exists():  # a branch has a best of its own
-            state.best, state.best_step = None, None
+        if not start.folder.path.exists() or _measures_differ(saved["config"], dump_experiment(config)):
+            state.best, state.best_step = None, None  # a branch has a best of its own, and so has another measure
     else:
         _rehearse(stage, state, best_by)
     pieces = stage.config.accumulate * world.size
@@ -316,6 +316,12 @@ def _environment() -> dict[str, str]:
         "machine": platform.machine(),
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _measures_differ(before: str, after: str) -> bool:
+    """Whether scores of two configurations cannot be compared: other samples, or another metric."""
+    measured = ("validation", "poses.", "synthesis.", "seed:", "body:", "checkpoint.metric", "checkpoint.mode")
+    return any(change.startswith(measured) for change in changes(before, after))
 
 
 def _differences(saved: dict[str, Any], config: str, epoch_samples: int) -> list[str]:

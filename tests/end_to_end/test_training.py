@@ -133,6 +133,13 @@ def test_a_run_goes_on_from_its_folder_without_a_config(runs: Path, tmp_path: Pa
     assert state_of(tmp_path / "a")["step"] == 8 and [r["step"] for r in rows_of(tmp_path / "a")][-2:] == [8, 8]
 
 
+def test_another_measure_begins_a_best_of_its_own(tmp_path: Path) -> None:
+    assert run(train_posenet, tmp_path, "a") == 0
+    argv = ["--resume", str(tmp_path / "a"), "--set", "posenet_training.steps=7"]
+    assert command.run(train_posenet.main, [*argv, "validation_poses=5", "posenet_training.optim.lr=1e-9"]) == 0
+    assert state_of(tmp_path / "a")["best_step"] == 7
+
+
 def test_a_branch_leaves_the_first_run_alone(runs: Path, tmp_path: Path) -> None:
     before = (runs / "lifter" / "metrics.jsonl").read_text()
     argv = ["--resume", str(runs / "lifter"), "--name", "branch", "--runs", str(tmp_path)]

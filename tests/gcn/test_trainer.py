@@ -366,6 +366,7 @@ def test_a_stage_in_epochs_becomes_one_in_steps() -> None:
         ({"steps": 5, "epochs": 2}, "in steps or in epochs, got both"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"epochs": 0}, "epochs must be positive"),
+        ({"epochs": float("inf")}, "epochs must be positive and finite"),
         ({"accumulate": 0}, "accumulate must be at least 1"),
         ({"validate_every": 0}, "validate_every must be positive"),
     ],

@@ -52,6 +52,10 @@ def test_overrides_win_over_the_file() -> None:
         ("model.meshnet.plan=huge", r"model\.meshnet\.plan: .*'huge', expected one of \['coarse', 'full'\]"),
         ("posenet_training.optim.lr=-1", "optim.lr must be positive, got -1"),
         ("posenet_training.ema=1", r"ema must lie in \[0, 1\)"),
+        ("posenet_training.loss.lift_joint=-1", "loss.lift_joint must be finite and not negative"),
+        ("posenet_training.loss.lift_joint=.nan", "loss.lift_joint must be finite and not negative"),
+        ("datasets=[{records: r, weight: 0}]", "weight of a dataset must be positive"),
+        ("datasets=[{records: r, wait: 1}]", "wait"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_it(override: str, message: str) -> None:

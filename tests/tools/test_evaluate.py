@@ -372,6 +372,7 @@ def test_what_is_no_report_is_not_compared(tmp_path: Path, text: str) -> None:
         (("--dataset", "prior", "--smooth", "savgol"), "--smooth needs sequences"),
         (("--dataset", "prior", "--samples", "0"), "--samples must be at least 1"),
         (("--dataset", "prior", "--input", "gt", "--keypoints", "x.json"), "is the 2D input of --input detected"),
+        (("--dataset", "prior", "--seed", "-1"), "--seed must not be negative"),
         (("--dataset", "prior", "--split", "test"), "--split means nothing with --dataset prior"),
         (("--dataset", "prior", "--subjects", "3"), "--subjects means nothing with --dataset prior"),
         (("--dataset", "prior", "--protocol", "human36m-p2"), "is about recorded joints; --dataset prior has none"),

@@ -73,6 +73,8 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_the_begin
         (None, "none", "nothing to resume: none does not exist"),
         ("folder", "RUN", "exists; continue it with --resume"),
         ("b", "EMPTY", "holds no checkpoint"),
+        ("../b", None, "expected a plain name"),
+        ("/tmp/b", None, "expected a plain name"),
     ],
 )
 def test_what_cannot_be_begun_is_one_line(tmp_path: Path, name, resume, message) -> None:
