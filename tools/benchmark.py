@@ -125,6 +125,50 @@ def bench_synthesis(setup: Setup) -> list[Measurement]:
     return [make(256, with_vertices=False), make(64, with_vertices=True)]
 
 
+def bench_records(setup: Setup) -> list[Measurement]:
+    """Records of 100,000 poses: writing, opening, and batches made of them."""
+    import numpy as np
+
+    from data.draws import Draws, step_generator
+    from data.record_batches import RecordBatches, RecordSampling
+    from data.records import RecordsWriter, open_records
+    from data.synthesis import SynthesisConfig
+    from mesh.body import load_body
+
+    count, size = 100_000, 256
+    poses = np.random.default_rng(0).normal(0, 0.3, (count, 24, 3)).astype(np.float32)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+
+        def write(number: int) -> Path:
+            out = Path(folder) / str(number)
+            with RecordsWriter(
+                out, source="benchmark", split="train", licence="none", joints2d=None, joints3d=None
+            ) as writer:
+                writer.add("all", {"pose": poses})
+                writer.finish()
+            return out
+
+        times = []
+        for number in range(3):
+            began = time.perf_counter()
+            path = write(number)
+            times.append(count / (time.perf_counter() - began))
+        rows.append(summary("records, written", "rows/s", times))
+        opened = [1e3 * t for t in setup.seconds(partial(open_records, path))]
+        rows.append(summary(f"records, opened, {count} rows", "ms", opened))
+        sampling = RecordSampling(camera="random")
+        maker = RecordBatches(open_records(path), load_body(), SynthesisConfig(), sampling, device=setup.device)
+        order = maker.order(0)
+
+        def work() -> None:
+            draws = Draws(size, step_generator(0, 0, setup.device), device=setup.device)
+            maker.batch(order.indices(0, size), draws, with_vertices=False)
+
+        rows.append(setup.rate(f"batches of records, joints, batch {size}", "samples/s", size, work))
+    return rows
+
+
 def bench_files(setup: Setup) -> list[Measurement]:
     """Mesh files of one body."""
     from mesh.body import load_body
@@ -213,6 +257,7 @@ BENCHMARKS: dict[str, Callable[[Setup], list[Measurement]]] = {
     "machine": bench_machine,
     "networks": bench_networks,
     "synthesis": bench_synthesis,
+    "records": bench_records,
     "training": bench_training,
     "files": bench_files,
 }
