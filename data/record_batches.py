@@ -14,7 +14,7 @@ from data.draws import Draws
 from data.noise import add_noise
 from data.order import Order, SampleOrder
 from data.records import Records
-from data.synthesis import SynthesisConfig, Synthesiser, with_derived
+from data.synthesis import Studio, SynthesisConfig, with_derived
 from mesh.body import Body
 from mesh.camera import project
 from mesh.errors import InputError, require
@@ -48,7 +48,7 @@ class RecordBatches:
     ) -> None:  # fmt: skip
         self.records, self.config, self.sampling = records, config, sampling
         self.device = torch.device(device)
-        self._imagined = Synthesiser(_NoPoses(), body, config, device=device)
+        self._studio = Studio(body, config, device=device)
         _check(records, sampling)
         self._rows = np.arange(len(records))
         if sampling.input == "projected" and "mesh_valid" in records:
@@ -78,11 +78,11 @@ class RecordBatches:
         rotations, shape, place, has_body = self._bodies(rows, mirrored)
         if self.sampling.camera == "random":
             upright = _upright(rotations[:, 0]) if self._has_camera else rotations[:, 0]
-            tilted = axis_angle_to_matrix(self._imagined.tilt(draws)) @ upright
-            rotations[:, 0] = self._imagined.camera_rotation(draws) @ tilted
+            tilted = axis_angle_to_matrix(self._studio.tilt(draws)) @ upright
+            rotations[:, 0] = self._studio.camera_rotation(draws) @ tilted
         if "shape" not in self.records:
             shape = (self.config.shape_sd * draws.randn(shape.shape[1])).clamp(-3, 3)
-        joints, regressed = self._imagined.joint_model(rotations, shape)
+        joints, regressed = self._studio.joint_model(rotations, shape)
         pelvis = regressed[:, HUMAN36M17.root_idx, None]
         keypoints, confidence = self._input(rows, joints, pelvis, place, mirrored, draws)
         coco, coco_valid = self._recorded_joints(rows, self._coco3d, COCO19, mirrored)
@@ -90,7 +90,7 @@ class RecordBatches:
         body = has_body[:, None, None]
         vertices = None
         if with_vertices:
-            vertices = torch.where(body, self._imagined.body_model(rotations, shape)[0] - pelvis, 0.0)
+            vertices = torch.where(body, self._studio.body_model(rotations, shape)[0] - pelvis, 0.0)
         return Batch(
             keypoints_px=keypoints,
             confidence=confidence,
@@ -109,7 +109,7 @@ class RecordBatches:
     def _bodies(self, rows: np.ndarray, mirrored: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Local rotations with the root in camera frame (B, 24, 3, 3), shape (B, S), where the template's origin
         stands in camera frame (B, 3) m, and whether the body counts as truth (B,)."""
-        size, model = len(rows), self._imagined.body_model
+        size, model = len(rows), self._studio.body_model
         if "pose" not in self.records:
             rest = torch.eye(3, device=self.device).expand(size, 24, 3, 3).clone()
             nowhere = torch.zeros(size, 3, device=self.device)
@@ -147,7 +147,7 @@ class RecordBatches:
             confidence = torch.where(mirrored, confidence[:, flipped], confidence)
             return with_derived(points, torch.where(confidence < MIN_CONFIDENCE, 0.0, confidence))
         if self.sampling.camera == "random":
-            exact = self._imagined.photograph(joints - pelvis, draws)
+            exact = self._studio.photograph(joints - pelvis, draws)
         else:
             intrinsics = self._column("intrinsics", rows)
             centre = intrinsics[:, 2:] * torch.where(mirrored, intrinsics.new_tensor((-1.0, 1.0)), 1.0)
@@ -172,17 +172,6 @@ class RecordBatches:
         points = torch.where(mirrored[..., None], mirror_joints(points, target), points)
         valid = torch.where(mirrored, valid[:, list(target.flip_permutation)], valid)
         return torch.where(valid[..., None], points, 0.0), valid
-
-
-class _NoPoses:
-    """Stands where a synthesiser expects a source of poses: the poses are the records'."""
-
-    def __len__(self) -> int:
-        return 1
-
-    def poses(self, index: Tensor, draws: Draws) -> Tensor:
-        """Never asked for."""
-        raise NotImplementedError
 
 
 def _upright(camera: Tensor) -> Tensor:

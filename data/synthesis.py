@@ -86,7 +86,43 @@ class SynthesisConfig:
         require(0 <= self.mirror <= 1, f"synthesis.mirror must lie in [0, 1], got {self.mirror}")
 
 
-class Synthesiser:
+class Studio:
+    """A body and its imagined photographers: what every maker of batches needs. All draws come from the caller."""
+
+    def __init__(self, body: Body, config: SynthesisConfig, *, device: torch.device | str = "cpu") -> None:
+        self.config, self.device = config, torch.device(device)
+        self.joint_model = JointModel(body, (COCO19, HUMAN36M17)).to(self.device)
+        self.body_model = BodyModel(body).to(self.device)
+
+    def tilt(self, draws: Draws) -> Tensor:
+        """Some bodies are turned as a whole: lying, diving, upside down. Axis-angle (B, 3) rad, zero for the others."""
+        camera = self.config.camera
+        turn = draws.randn(3) * math.radians(camera.tilt_sd_deg)
+        return turn * (draws.rand(1) < camera.tilted)
+
+    def camera_rotation(self, draws: Draws) -> Tensor:
+        """World (y up) to camera (y down, z forward), looking from anywhere around; (B, 3, 3)."""
+        camera = self.config.camera
+        yaw = _uniform((-math.pi, math.pi), draws)
+        pitch = _uniform([math.radians(d) for d in camera.pitch_deg], draws)
+        roll = draws.randn() * math.radians(camera.roll_sd_deg)
+        return camera_from_world(yaw, pitch, roll)
+
+    def photograph(self, joints_m: Tensor, draws: Draws) -> Tensor:
+        """Root-relative joints to pixels of an imagined picture, (B, J, 3) -> (B, J, 2)."""
+        camera = self.config.camera
+        focal = _uniform([math.log(f) for f in camera.focal], draws).exp()
+        fill = _uniform(camera.fill, draws)
+        extent = (joints_m[..., :2].amax(1) - joints_m[..., :2].amin(1)).amax(-1).clamp_min(0.5)
+        nearest = -joints_m[..., 2].amin(1)
+        depth = (focal * extent / fill).maximum(nearest + 0.4)
+        place = (2 * draws.rand(2) - 1) * camera.off_centre
+        root = torch.cat((place * (depth / focal)[:, None], depth[:, None]), dim=1)
+        middle = torch.full((len(joints_m), 2), IMAGE_HEIGHT_PX / 2, device=self.device)
+        return project(joints_m + root[:, None], focal * IMAGE_HEIGHT_PX, middle)
+
+
+class Synthesiser(Studio):
     """Makes batches: poses of the source; shape, camera and noise drawn from stated distributions.
 
     A sample is a pure function of its pose and its own row of the draws that `batch` is given, so the rows of a batch
@@ -96,9 +132,8 @@ class Synthesiser:
     def __init__(
         self, source: PoseSource, body: Body, config: SynthesisConfig, *, device: torch.device | str = "cpu"
     ) -> None:
-        self.source, self.config, self.device = source, config, torch.device(device)
-        self.joint_model = JointModel(body, (COCO19, HUMAN36M17)).to(self.device)
-        self.body_model = BodyModel(body).to(self.device)
+        super().__init__(body, config, device=device)
+        self.source = source
 
     def __len__(self) -> int:
         """Poses in one epoch."""
@@ -140,33 +175,6 @@ class Synthesiser:
             mesh_valid=all_known[:, 0],
             ids=index.to(self.device),
         )
-
-    def tilt(self, draws: Draws) -> Tensor:
-        """Some bodies are turned as a whole: lying, diving, upside down. Axis-angle (B, 3) rad, zero for the others."""
-        camera = self.config.camera
-        turn = draws.randn(3) * math.radians(camera.tilt_sd_deg)
-        return turn * (draws.rand(1) < camera.tilted)
-
-    def camera_rotation(self, draws: Draws) -> Tensor:
-        """World (y up) to camera (y down, z forward), looking from anywhere around; (B, 3, 3)."""
-        camera = self.config.camera
-        yaw = _uniform((-math.pi, math.pi), draws)
-        pitch = _uniform([math.radians(d) for d in camera.pitch_deg], draws)
-        roll = draws.randn() * math.radians(camera.roll_sd_deg)
-        return camera_from_world(yaw, pitch, roll)
-
-    def photograph(self, joints_m: Tensor, draws: Draws) -> Tensor:
-        """Root-relative joints to pixels of an imagined picture, (B, J, 3) -> (B, J, 2)."""
-        camera = self.config.camera
-        focal = _uniform([math.log(f) for f in camera.focal], draws).exp()
-        fill = _uniform(camera.fill, draws)
-        extent = (joints_m[..., :2].amax(1) - joints_m[..., :2].amin(1)).amax(-1).clamp_min(0.5)
-        nearest = -joints_m[..., 2].amin(1)
-        depth = (focal * extent / fill).maximum(nearest + 0.4)
-        place = (2 * draws.rand(2) - 1) * camera.off_centre
-        root = torch.cat((place * (depth / focal)[:, None], depth[:, None]), dim=1)
-        middle = torch.full((len(joints_m), 2), IMAGE_HEIGHT_PX / 2, device=self.device)
-        return project(joints_m + root[:, None], focal * IMAGE_HEIGHT_PX, middle)
 
 
 def _uniform(bounds: Sequence[float], draws: Draws) -> Tensor:
