@@ -21,7 +21,8 @@ from tools import command
 if TYPE_CHECKING:
     import torch
 
-    from gcn.trainer import Step, TrainState
+    from gcn.train_state import TrainState
+    from gcn.trainer import Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +206,8 @@ def _training(stage: str, size: int, setup: Setup) -> tuple[TrainState, Step, Ca
 
     from data.loading import TrainingBatches
     from gcn.distributed import World
-    from gcn.trainer import Step, make_state
+    from gcn.train_state import make_state
+    from gcn.trainer import Step
     from mesh.body import load_body
     from tools.experiment import ModelSection, PosesConfig, load_experiment
     from tools.stages import STAGES, Setting

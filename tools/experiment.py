@@ -25,7 +25,7 @@ from data.records import open_records
 from data.synthesis import BatchMaker, PoseSource, SynthesisConfig, Synthesiser
 from gcn.checkpoint import CheckpointConfig
 from gcn.pose2mesh import ModelConfig
-from gcn.trainer import ArithmeticConfig, StageConfig
+from gcn.train_state import ArithmeticConfig, StageConfig
 from mesh.body import Body, load_body
 from mesh.errors import InputError, require
 from mesh.rotation import quaternion_to_matrix

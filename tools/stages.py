@@ -33,7 +33,8 @@ from gcn.pose2mesh import (
     load_posenet,
     model_config,
 )
-from gcn.trainer import StageConfig, StopTraining, estimate_statistics
+from gcn.train_state import StageConfig
+from gcn.trainer import StopTraining, estimate_statistics
 from mesh.body import Body
 from mesh.errors import InputError, require
 from mesh.joints import COCO19, HUMAN36M17

@@ -18,7 +18,8 @@ from data.loading import TrainingBatches
 from gcn.checkpoint import CheckpointFolder
 from gcn.distributed import World, join_world, leave_world
 from gcn.pose2mesh import graph_tensors, save_weights
-from gcn.trainer import Step, StopTraining, TrainState, fit, make_state
+from gcn.train_state import TrainState, make_state
+from gcn.trainer import Step, StopTraining, fit
 from mesh.body import load_body
 from mesh.errors import InputError, require
 from mesh.samples import Batch

@@ -10,36 +10,35 @@ then `smpl_param` also has `trans` (3, metres). The body is the neutral one and 
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, get_args
 
 import numpy as np
-import torch
 
 from data.readers import Progress
+from data.readers.annotations import (
+    any_numbers,
+    check_choice,
+    check_positive,
+    chunks,
+    image_of,
+    image_size,
+    settings_of,
+)
+from data.readers.fits import Fit, FitCheck, MeshUse, read_fit, with_meshes
 from data.readers.pose2mesh_json import NO_BOX, box_of, by_id, entries, fields, numbers, read_json, relative_name, whole
 from data.records import Records, RecordsWriter
-from mesh.body import load_body
 from mesh.errors import InputError, require
-from mesh.joints import COCO17, JointSet
-from mesh.rotation import axis_angle_to_matrix
-from mesh.skinning import JointModel
+from mesh.joints import COCO17
 
 SPLITS = ("train", "val")
 LICENCE = "COCO: annotations CC BY 4.0, pictures by Flickr's terms; SMPL parameters non-commercial"
-MeshUse = Literal["needed", "optional", "none"]
-CHUNK_ROWS = 8192  # kept at a time, so that a killed conversion loses little
 WEAK_CAMERA_M = 900.0  # distance of the pinhole that stands for a weak-perspective camera: 0.1 px from it at most
 _FIT_BOX_PX = 64.0  # side of the box in which the original measures COCO's fits
-_LARGEST_TURN_RAD = 4 * math.pi  # beyond it a rotation is certainly damaged
-_LARGEST_M, _LARGEST_PX = 1000.0, 1e6
-_Row = TypeVar("_Row")
 
 logger = logging.getLogger(__name__)
 
@@ -67,26 +66,6 @@ class CocoOptions:
         check_choice("mesh", self.mesh, (None, *get_args(MeshUse)))
         check_positive(self, "max_fit_px", "max_shape", "min_joints")
         require(self.max_outside >= 0, f"max_outside must not be negative, got {self.max_outside}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """SMPL parameters in the camera frame: `pose` (24, 3) rad, `shape` (10,), `trans` (3,) m; `intrinsics` (4,) px."""
-
-    pose: np.ndarray
-    shape: np.ndarray
-    trans: np.ndarray
-    intrinsics: np.ndarray
-
-    def is_plausible(self) -> bool:
-        """Finite, turns and lengths that can be radians and metres, in front of a camera."""
-        return (
-            bool((np.abs(self.pose) <= _LARGEST_TURN_RAD).all())
-            and bool((np.linalg.norm(self.pose, axis=-1) <= _LARGEST_TURN_RAD).all())
-            and bool((np.abs(self.shape) < _LARGEST_M).all())
-            and bool((np.abs(self.trans) <= _LARGEST_M).all() and self.trans[2] > 0)
-            and bool((np.abs(self.intrinsics) < _LARGEST_PX).all() and (self.intrinsics[:2] > 0).all())
-        )  # nothing of which NaN is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,147 +240,3 @@ def _columns(people: list[_Person], fits: _Fits | None, dropped: Counter[str]) -
         "person": np.array([person.annotation_id for person in people]),
         "frame": np.array([person.image_id for person in people]),
     }
-
-
-# What MuCo's reader shares.
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitCheck:
-    """Joints of fits on the body that they were made with; no model where fits are not checked."""
-
-    model: JointModel | None
-
-    @classmethod
-    def load(cls, body: str | None, joints: JointSet, limit: float) -> FitCheck:
-        """The check against a limit; an infinite one needs no body."""
-        if math.isinf(limit):
-            return cls(model=None)
-        if body is None:
-            raise InputError(
-                "the SMPL parameters are checked on the body that they were fitted with: give that file as body; "
-                "or choose inf as the largest error to trust all, or mesh none to read none"
-            )
-        return cls(model=JointModel(load_body(body), [joints]))
-
-    def joints(self, fits: Sequence[Fit]) -> np.ndarray:
-        """Joints of each fit in the camera frame, (N, J, 3) metres."""
-        assert self.model is not None
-        parts = []
-        for start in range(0, len(fits), 1024):  # so many at a time, for the memory
-            some = fits[start : start + 1024]
-            pose, shape, trans = (
-                torch.from_numpy(np.stack(values).astype(np.float32))
-                for values in zip(*((fit.pose, fit.shape, fit.trans) for fit in some))
-            )
-            with torch.no_grad():
-                (joints,) = self.model(axis_angle_to_matrix(pose), shape[:, : self.model.num_shape])
-            parts.append((joints + trans[:, None]).numpy().astype(np.float64))
-        return np.concatenate(parts)
-
-
-def read_fit(
-    params: Any, where: str, focal: np.ndarray, centre: np.ndarray, max_shape: float, *,
-    trans: np.ndarray | None = None,
-) -> Fit | str:  # fmt: skip
-    """SMPL parameters of a file, or the rule against them; `trans` where the file's does not apply.
-
-    A shape with a coefficient beyond `max_shape` counts as the mean shape, as in the original.
-    """
-    keys = ("pose", "shape") if trans is not None else ("pose", "shape", "trans")
-    pose, shape, *given = fields(params, keys, where)
-    betas = any_numbers(shape, (10,), f"{where} shape")
-    fit = Fit(
-        pose=any_numbers(pose, (24, 3), f"{where} pose"),
-        shape=np.zeros(10) if (np.abs(betas) > max_shape).any() else betas,
-        trans=any_numbers(given[0], (3,), f"{where} trans") if trans is None else trans,
-        intrinsics=np.concatenate([focal, centre]),
-    )
-    return fit if fit.is_plausible() else "implausible SMPL parameters"
-
-
-def any_numbers(value: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """As `numbers`, but NaN and infinity pass: a failed fit is dropped, not refused."""
-    try:
-        given = np.asarray(value)
-    except ValueError:  # lists of different lengths
-        return numbers(value, shape, where)
-    if given.dtype.kind != "f":
-        return numbers(value, shape, where)
-    numbers(np.nan_to_num(given), shape, where)
-    return given.reshape(shape)
-
-
-def with_meshes(
-    people: list[_Row], fits: Sequence[Fit | str], mesh: MeshUse, dropped: Counter[str]
-) -> tuple[list[_Row], dict[str, np.ndarray]]:
-    """The people that stay, and the columns of their fits: zeros and not valid where a rule speaks against one."""
-    rules = Counter(fit for fit in fits if isinstance(fit, str))
-    if mesh == "needed":
-        dropped.update(rules)
-        people = [person for person, fit in zip(people, fits, strict=True) if isinstance(fit, Fit)]
-        fits = [fit for fit in fits if isinstance(fit, Fit)]
-    else:
-        for rule, count in sorted(rules.items()):
-            logger.info("%d people stay without a mesh: %s", count, rule)
-    if not people:
-        return [], {}
-    none = Fit(pose=np.zeros((24, 3)), shape=np.zeros(10), trans=np.zeros(3), intrinsics=np.zeros(4))
-    filled = [fit if isinstance(fit, Fit) else none for fit in fits]
-    return people, {
-        "pose": np.stack([fit.pose for fit in filled]),
-        "shape": np.stack([fit.shape for fit in filled]),
-        "trans": np.stack([fit.trans for fit in filled]),
-        "intrinsics": np.stack([fit.intrinsics for fit in filled]),
-        "gender": np.zeros(len(filled), np.int8),
-        "mesh_valid": np.array([isinstance(fit, Fit) for fit in fits]),
-    }
-
-
-def image_of(image_id: Any, images: Mapping[int, Any], where: str) -> Mapping[str, Any]:
-    """The image that an annotation names."""
-    if whole(image_id, f"{where}: image_id") not in images:
-        raise InputError(f"{where}: image_id {image_id} is not among the images; get the file anew")
-    image: Mapping[str, Any] = images[image_id]
-    fields(image, ("file_name", "width", "height"), f"{where}: its image {image_id}")
-    return image
-
-
-def image_size(image: Mapping[str, Any], where: str) -> tuple[int, int]:
-    """Width and height in pixels."""
-    width, height = (whole(image[key], f"{where} {key}") for key in ("width", "height"))
-    require(width > 0 and height > 0, f"{where} must have a size in pixels, got {width} x {height}")
-    return width, height
-
-
-def settings_of(options: Any, files: Sequence[Path], body: str | None) -> dict[str, Any]:
-    """What a conversion depends on: options and the hashes of the files, of the body too where it is used."""
-    hashes = {path.name: _sha256(path) for path in files}
-    if body is not None:
-        hashes["body"] = _sha256(Path(body))
-    return {name: value for name, value in asdict(options).items() if name != "body"} | {"sha256": hashes}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def chunks(count: int) -> Iterator[tuple[int, int]]:
-    """Ranges of at most CHUNK_ROWS entries that cover `count`."""
-    for start in range(0, count, CHUNK_ROWS):
-        yield start, min(start + CHUNK_ROWS, count)
-
-
-def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
-    """Refuse what is none of an option's choices."""
-    require(value in allowed, f"{name} must be one of {', '.join(str(a) for a in allowed if a)}; got {value!r}")
-
-
-def check_positive(options: object, *names: str) -> None:
-    """Refuse limits that would drop everything."""
-    for name in names:
-        require(getattr(options, name) > 0, f"{name} must be positive, got {getattr(options, name)}")

@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from data.readers import Progress
-from data.readers.coco import any_numbers, check_choice, check_positive, chunks, settings_of
+from data.readers.annotations import any_numbers, check_choice, check_positive, chunks, settings_of
 from data.readers.pose2mesh_json import fields, numbers, relative_name
 from data.records import Records, RecordsWriter
 from mesh.errors import InputError, require

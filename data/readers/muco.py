@@ -23,20 +23,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from data.readers import Progress
-from data.readers.coco import (
-    Fit,
-    FitCheck,
-    MeshUse,
+from data.readers.annotations import (
     any_numbers,
     check_choice,
     check_positive,
     chunks,
     image_of,
     image_size,
-    read_fit,
     settings_of,
-    with_meshes,
 )
+from data.readers.fits import Fit, FitCheck, MeshUse, read_fit, with_meshes
 from data.readers.pose2mesh_json import MM_PER_M, NO_BOX, by_id, fields, numbers, read_json, relative_name
 from data.records import Records, RecordsWriter
 from mesh.errors import require

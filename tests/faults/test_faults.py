@@ -48,7 +48,7 @@ from gcn.checkpoint import (
     save_checkpoint,
 )
 from gcn.objectives import LifterObjective
-from gcn.trainer import TrainState
+from gcn.train_state import TrainState
 from mesh.body import load_body
 from mesh.errors import InputError
 from tools import command, train_posenet

@@ -11,17 +11,8 @@ from torch import nn
 from gcn.checkpoint import CheckpointConfig, load_checkpoint, save_checkpoint
 from gcn.losses import LossWeights, point_l1
 from gcn.optim import OptimConfig, learning_rate
-from gcn.trainer import (
-    ArithmeticConfig,
-    StageConfig,
-    Step,
-    StopTraining,
-    TrainState,
-    estimate_statistics,
-    fit,
-    make_state,
-    step_seed,
-)
+from gcn.train_state import ArithmeticConfig, StageConfig, TrainState, make_state
+from gcn.trainer import Step, StopTraining, estimate_statistics, fit, step_seed
 from mesh.errors import InputError
 from mesh.samples import Batch
 

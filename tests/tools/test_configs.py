@@ -7,7 +7,7 @@ import pytest
 
 from gcn.meshnet import PLANS, MeshNet
 from gcn.pose2mesh import JOINTS, build_graph, build_posenet
-from gcn.trainer import make_state
+from gcn.train_state import make_state
 from mesh.body import load_body
 from mesh.errors import InputError
 from tools.experiment import dump_experiment, load_experiment

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gcn.optim import learning_rate
-from gcn.trainer import StageConfig
+from gcn.train_state import StageConfig
 from tools.experiment import ExperimentConfig, load_experiment
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.readers import coco
+from data.readers import annotations, coco
 from data.records import Records, open_records
 from mesh.errors import InputError
 from mesh.joints import COCO17
@@ -249,7 +249,7 @@ def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, Any], mess
 
 
 def test_a_stopped_conversion_goes_on_and_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coco, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(annotations, "CHUNK_ROWS", 3)
     write_coco(tmp_path)
     whole = convert(tmp_path, tmp_path / "whole")
 
