@@ -15,8 +15,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
+from data.augmentation import mirror_pose
 from data.draws import Draws
-from data.synthesis import mirror_pose
 from mesh.archives import read_arrays
 from mesh.errors import InputError
 from mesh.joints import SMPL24

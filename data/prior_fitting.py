@@ -8,8 +8,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
+from data.augmentation import mirror_pose
 from data.prior import NUM_JOINTS, PosePrior, pose_to_tangent
-from data.synthesis import mirror_pose
 from mesh.errors import InputError
 
 NOISE_FLOOR_RAD = math.radians(1.0)

@@ -19,6 +19,7 @@ from yaml import YAMLError
 from data.draws import Draws, step_generator
 from data.mixing import Mixture
 from data.order import SampleOrder
+from data.pose_augmentation import AugmentedPoses, PoseAugmentationConfig
 from data.poses import read_poses
 from data.record_batches import RecordBatches, RecordSampling
 from data.records import open_records
@@ -40,6 +41,7 @@ class PosesConfig:
     file: str | None = None
     validation_subjects: tuple[int, ...] = ()
     max_level: int = 4  # of the pose file's nested covers, 0 the coarsest; 4: all
+    augmentation: PoseAugmentationConfig = field(default_factory=PoseAugmentationConfig)  # of the training poses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class ModelSection(ModelConfig):
     """The networks, and trained ones to start from: a weights file or a run folder."""
 
     posenet_weights: str | None = None  # mesh stage: the lifter to start from
+    posenet_start: str | None = None  # lifter stage: a trained lifter to go on from; none: a fresh one
     meshnet_weights: str | None = None  # mesh stage: a trained mesh network to go on from; none: a fresh one
 
     def networks(self) -> ModelConfig:
@@ -148,7 +151,16 @@ def dump_experiment(config: ExperimentConfig) -> str:
 
 
 def pose_source(config: PosesConfig, *, validation: bool) -> PoseSource:
-    """Training or validation poses; a file is split by subject, never by frame."""
+    """Training or validation poses; a file is split by subject, never by frame. Only training poses are augmented."""
+    source = _recorded_or_prior(config, validation=validation)
+    if validation or not config.augmentation.changes:
+        return source
+    from data.prior import load_pose_prior
+
+    return AugmentedPoses(source, load_pose_prior(), config.augmentation)
+
+
+def _recorded_or_prior(config: PosesConfig, *, validation: bool) -> PoseSource:
     if config.source == "prior":
         from data.prior import load_pose_prior
 

@@ -33,6 +33,7 @@ from gcn.pose2mesh import (
     load_posenet,
     model_config,
 )
+from gcn.posenet import PoseNet
 from gcn.train_state import StageConfig
 from gcn.trainer import StopTraining, estimate_statistics
 from mesh.body import Body
@@ -134,8 +135,8 @@ def _kinds(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
 def posenet_stage(setting: Setting) -> Stage:
     """The lifter."""
     config, device = setting.config, setting.world.device
-    networks = config.model.networks()
     torch.manual_seed(config.seed)
+    model, networks = _lifter(config, setting.saved)
     held_out = setting.held_out(with_vertices=False)
 
     def validate(model: nn.Module, limit: int | None) -> dict[str, float]:
@@ -152,7 +153,7 @@ def posenet_stage(setting: Setting) -> Stage:
         write_pose_samples(folder, keypoints, confidence, predicted, true, COCO19, step)
 
     return Stage(
-        name="posenet", config=config.posenet_training, model=build_posenet(networks).to(device), networks=networks,
+        name="posenet", config=config.posenet_training, model=model.to(device), networks=networks,
         objective=LifterObjective(networks), with_vertices=False, best_by="exact/lift_mpjpe_mm",
         training=batch_maker(config, setting.body, validation=False, device=device),
         validate=validate, draw_samples=draw_samples,
@@ -249,6 +250,18 @@ def _weights_of(path: str) -> Path:
     """A weights file, or that of a run folder."""
     given = Path(path)
     return given / "weights.safetensors" if given.is_dir() else given
+
+
+def _lifter(config: ExperimentConfig, saved: Mapping[str, Any] | None) -> tuple[PoseNet, ModelConfig]:
+    """A lifter that is new or trained elsewhere; of a checkpoint, whose state is loaded by the caller."""
+    given = config.model.posenet_start
+    if given is None:
+        networks = config.model.networks()
+    elif saved is None:
+        return load_posenet(_weights_of(given))
+    else:
+        networks = model_config(saved["networks"])
+    return build_posenet(networks), networks
 
 
 def _fresh_mesh(config: ExperimentConfig, body: Body) -> Pose2Mesh:

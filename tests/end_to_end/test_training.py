@@ -100,12 +100,24 @@ def test_a_frozen_lifter_stays_as_it_was(runs: Path) -> None:
         (train_posenet, ()),
         (train_posenet, ("model.posenet.norm=batch", "model.posenet.dropout=0.5", "posenet_training.accumulate=3")),
         (train_posenet, ("train.workers=1",)),
-        (train_meshnet, ("meshnet_training.freeze_posenet=false", "meshnet_training.loss.edge_start_epoch=0.0004")),
+        (train_posenet, ("model.posenet_start={runs}/lifter", "poses.augmentation.recombine=0.5")),
+        (
+            train_meshnet,
+            (
+                "model.posenet_weights={runs}/lifter",
+                "meshnet_training.freeze_posenet=false",
+                "meshnet_training.loss.edge_start_epoch=0.0004",
+            ),
+        ),
         (train_labeling, ()),
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_state(runs: Path, tmp_path: Path, tool, also, monkeypatch) -> None:
-    extra = [f"model.posenet_weights={runs}/lifter", "checkpoint.every_steps=1", *also]
+    extra = [
+        f"model.posenet_weights={runs}/lifter",
+        "checkpoint.every_steps=1",
+        *(setting.format(runs=runs) for setting in also),
+    ]
     assert run(tool, tmp_path, "whole", *extra) == 0
     from gcn.trainer import Step
 
@@ -238,6 +250,14 @@ def test_a_mesh_network_can_go_on_from_trained_weights(runs: Path, tmp_path: Pat
     with safe_open(weights, framework="pt") as archive:
         given = archive.get_tensor("meshnet.to_mesh.weight").float()
     torch.testing.assert_close(weights_of(tmp_path / "further")["meshnet.to_mesh.weight"], given, atol=1e-6, rtol=0)
+
+
+def test_a_lifter_can_go_on_from_trained_weights(runs: Path, tmp_path: Path) -> None:
+    start = (f"model.posenet_start={runs}/lifter", "posenet_training.optim.lr=1e-12", "model.posenet.width=64")
+    assert run(train_posenet, tmp_path, "further", *start) == 0
+    with safe_open(runs / "lifter" / "weights.safetensors", framework="pt") as archive:
+        given = archive.get_tensor("posenet.stem.weight").float()
+    torch.testing.assert_close(weights_of(tmp_path / "further")["stem.weight"], given, atol=1e-6, rtol=0)
 
 
 def test_a_frozen_lifter_has_no_dropout_and_keeps_its_statistics(tmp_path: Path) -> None:
