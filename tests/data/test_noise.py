@@ -14,8 +14,9 @@ from mesh.errors import InputError
 from mesh.joints import COCO17
 
 QUIET = NoiseConfig(
-    clean=0, outlier=0, definition_shift=0, definition_width=0, drop_joint=0, drop_limb=0, drop_face_side=0, cut_off=0
-)
+    clean=0, face_jitter=0, joint_spread=0, outlier=0, definition_shift=0, hip_rise=0, definition_width=0, drop_joint=0,
+    drop_limb=0, drop_face_side=0, cut_off=0,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -38,10 +39,26 @@ def test_the_share_of_exact_samples_is_as_stated(people, generator) -> None:
 
 
 def test_jitter_has_the_stated_size_per_joint(people, generator) -> None:
-    config = replace(QUIET, jitter=0.5, jitter_spread=0.0)
+    config = replace(QUIET, jitter=0.5, face_jitter=0.9, jitter_spread=0.0)
     noisy, _ = detected(people, config, generator)
     spread = ((noisy - people) / person_size(people)[:, None, None]).std((0, 2))
-    torch.testing.assert_close(spread, 0.5 * torch.tensor(COCO_SIGMAS), rtol=0.05, atol=0)
+    expected = torch.tensor([0.9] * 5 + [0.5] * 12) * torch.tensor(COCO_SIGMAS)
+    torch.testing.assert_close(spread, expected, rtol=0.05, atol=0)
+
+
+def test_people_and_the_joints_of_one_differ_in_their_jitter_as_stated(people, generator) -> None:
+    def log_variances(**setting: float) -> tuple[float, float]:
+        """Of the log error in sigmas: within a person, and between people beyond what that brings about."""
+        noisy, _ = detected(people, replace(QUIET, jitter=0.3, **setting), generator)
+        error = (noisy - people)[:, 5:].norm(dim=-1) / person_size(people)[:, None]
+        log = (error / torch.tensor(COCO_SIGMAS[5:])).log()
+        within = log.var(1).mean()
+        return within.item(), (log.mean(1).var() - within / log.shape[1]).item()
+
+    rayleigh = torch.pi**2 / 24  # the log of a normal error's length
+    assert log_variances(jitter_spread=0.0) == pytest.approx((rayleigh, 0), abs=0.02)
+    assert log_variances(jitter_spread=0.6) == pytest.approx((rayleigh, 0.36), abs=0.03)
+    assert log_variances(jitter_spread=0.0, joint_spread=0.5) == pytest.approx((rayleigh + 0.25, 0), abs=0.03)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +109,16 @@ def test_outliers_and_shifts_along_the_trunk_have_the_stated_size(people, genera
     trunk = people[:, shoulders].mean(1) - people[:, hips].mean(1)
     along = ((shifted - people)[:, hips].mean(1) * trunk).sum(-1) / trunk.square().sum(-1)
     assert along.abs().max() <= 0.1 + 1e-4 and along.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.05)
+
+
+def test_the_hips_alone_rise_towards_the_shoulders(people, generator) -> None:
+    risen, _ = detected(people, replace(QUIET, hip_rise=0.08, jitter=0.0), generator)
+    hips, shoulders = (list(COCO17.indices((f"left_{j}", f"right_{j}"))) for j in ("hip", "shoulder"))
+    trunk = people[:, shoulders].mean(1) - people[:, hips].mean(1)
+    moved = risen - people
+    torch.testing.assert_close(moved[:, hips], 0.08 * trunk[:, None].expand(-1, 2, -1), rtol=1e-4, atol=1e-3)
+    moved[:, hips] = 0
+    assert moved.abs().max() < 1e-3
 
 
 def test_confidence_falls_with_error_and_stays_above_the_threshold(people, generator) -> None:
