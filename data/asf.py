@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from data.motion import UNIT_M, Motion, numbers, read_lines, unit
+from data.motion import LARGEST, UNIT_M, Motion, numbers, read_lines, unit
 from mesh.errors import InputError, require
 
 ROOT = "root"
@@ -84,7 +84,8 @@ class AmcFile:
             values = np.array(words, np.float64).reshape(len(frames), count)
         except ValueError as exc:
             raise InputError(f"{self.path}: {bone} must have {count} numbers in every frame") from exc
-        require(bool(np.isfinite(values).all()), f"{self.path}: {bone} holds NaN or infinity")
+        plausible = bool((np.abs(values) < LARGEST).all())
+        require(plausible, f"{self.path}: {bone} holds NaN, infinity or numbers beyond {LARGEST:g}")
         return values
 
 

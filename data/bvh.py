@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from data.motion import UNIT_M, Motion, numbers, read_lines, unit
+from data.motion import LARGEST, UNIT_M, Motion, numbers, read_lines, unit
 from mesh.errors import InputError, require
 
 _METRES = UNIT_M / 0.45  # of one unit: the files keep the lengths of CMU's
@@ -83,7 +83,8 @@ def read_bvh(path: Path) -> BvhFile:
     except ValueError as exc:
         raise InputError(f"{path}: frames must have {channels} numbers each") from exc
     require(values.shape == (len(rows) - 1, channels), f"{path}: frames must have {channels} numbers each")
-    require(bool(np.isfinite(values).all()), f"{path} holds NaN or infinity")
+    plausible = bool((np.abs(values) < LARGEST).all())
+    require(plausible, f"{path} holds NaN, infinity or numbers beyond {LARGEST:g}")
     return BvhFile(path=path, joints=joints, values=values, rate=1 / seconds)
 
 
@@ -116,10 +117,12 @@ def _joints(path: Path, lines: list[str]) -> dict[str, Joint]:
         elif words[0] == "CHANNELS" and name is not None:
             channels = tuple(words[2:])
             known = {f"{axis}{kind}" for axis in "XYZ" for kind in ("position", "rotation")}
-            require(
-                words[1:2] == [str(len(channels))] and set(channels) <= known, f"{path}: channels of {name} are wrong"
-            )
             parent = stack[-2] if len(stack) > 1 else None
+            right = (
+                words[1:2] == [str(len(channels))] and set(channels) <= known and len(set(channels)) == len(channels)
+            )
+            right &= name not in joints and (parent is None or parent in joints)
+            require(right, f"{path}: channels of {name} are wrong, come twice or are missing above it")
             joints[name] = Joint(parent=parent, offset=offset, channels=channels, first=first)
             first += len(channels)
         else:

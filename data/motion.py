@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from mesh.errors import InputError
 
+LARGEST = 1e6  # beyond it no angle, length or time in a file means anything
 UNIT_M = 0.0254  # of the scaled lengths of the CMU files: 0.45 units to the inch
 
 
@@ -51,12 +52,12 @@ def read_lines(path: Path, expected: str) -> list[str]:
 
 
 def numbers(words: Sequence[str], count: int, where: str) -> np.ndarray:
-    """That many finite numbers, or an error that says where they should be."""
+    """That many numbers that can mean something, or an error that says where they should be."""
     try:
         values = np.array([float(word) for word in words])
     except ValueError as exc:
         raise InputError(f"{where}: expected numbers, got {' '.join(words)[:60]!r}") from exc
-    if len(values) != count or not np.isfinite(values).all():
+    if len(values) != count or not (np.abs(values) < LARGEST).all():
         raise InputError(f"{where}: expected {count} finite numbers, got {' '.join(words)[:60]!r}")
     return values
 

@@ -28,7 +28,8 @@ class RecordSampling:
     """What of a record is used.
 
     `input`: the 2D joints that the record has (detected or annotated), or the projection of its body with noise.
-    `camera`: the record's own, or one imagined anew for each use (which needs a body, and none of the two recorded).
+    `camera`: the record's own, or one imagined anew for each use (which needs a body, and none of the two recorded);
+    where the records do not say which way is up, the recorded camera is taken to be level.
     """
 
     input: Literal["recorded", "projected"] = "projected"
@@ -54,8 +55,9 @@ class RecordBatches:
         if sampling.input == "projected" and "mesh_valid" in records:
             self._rows = np.flatnonzero(records["mesh_valid"])  # without a body there is nothing to project
             require(len(self._rows) > 0, f"{records.path}: no row has a body, which input projected needs")
-        # Without any camera a record's world stands upright, y up.
-        self._has_camera = "extrinsics" in records or "intrinsics" in records
+        self._up = records.info.up
+        if self._up is None and not ("extrinsics" in records or "intrinsics" in records):
+            self._up = "y"  # without any camera the world stands upright
         self._joints2d = _by_name(records.info.joints2d, COCO17)
         # A joint of another set has the same name and another place: Human3.6M's nose lies 6 cm from COCO's.
         in_3d = records.info.joints3d
@@ -77,8 +79,7 @@ class RecordBatches:
         mirrored = draws.rand(1) < self.config.mirror  # (B, 1)
         rotations, shape, place, has_body = self._bodies(rows, mirrored)
         if self.sampling.camera == "random":
-            upright = _upright(rotations[:, 0]) if self._has_camera else rotations[:, 0]
-            tilted = axis_angle_to_matrix(self._studio.tilt(draws)) @ upright
+            tilted = axis_angle_to_matrix(self._studio.tilt(draws)) @ rotations[:, 0]
             rotations[:, 0] = self._studio.camera_rotation(draws) @ tilted
         if "shape" not in self.records:
             shape = (self.config.shape_sd * draws.randn(shape.shape[1])).clamp(-3, 3)
@@ -108,7 +109,10 @@ class RecordBatches:
 
     def _bodies(self, rows: np.ndarray, mirrored: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Local rotations with the root in camera frame (B, 24, 3, 3), shape (B, S), where the template's origin
-        stands in camera frame (B, 3) m, and whether the body counts as truth (B,)."""
+        stands in camera frame (B, 3) m, and whether the body counts as truth (B,).
+
+        Where a camera is imagined, the root is in a world with y up instead, and the place means nothing.
+        """
         size, model = len(rows), self._studio.body_model
         if "pose" not in self.records:
             rest = torch.eye(3, device=self.device).expand(size, 24, 3, 3).clone()
@@ -120,12 +124,17 @@ class RecordBatches:
             shape = self._column("shape", rows)[:, : model.num_shape]
         trans = self._column("trans", rows) if "trans" in self.records else shape.new_zeros(size, 3)
         root = model.rest_joints[0] + torch.einsum("bs,cs->bc", shape, model.joint_shape_dirs[0])
-        if "extrinsics" in self.records:
+        imagined = self.sampling.camera == "random"
+        if imagined and self._up is not None:
+            rotations[:, 0] = _upright(rotations[:, 0], self._up)
+        elif "extrinsics" in self.records:
             extrinsics = self._column("extrinsics", rows)
             turn, shift = extrinsics[..., :3], extrinsics[..., 3]
             rotations[:, 0] = turn @ rotations[:, 0]
             # The body turns about its root joint, not about the world's origin.
             trans = (turn @ (root + trans)[..., None])[..., 0] + shift - root
+        if imagined and self._up is None:
+            rotations[:, 0] = _upright(rotations[:, 0], "-y")  # as far as the camera was level
         sign = trans.new_tensor((-1.0, 1.0, 1.0))
         image = rotations[:, list(SMPL24.flip_permutation)] * sign[:, None] * sign
         rotations = torch.where(mirrored[..., None, None], image, rotations)
@@ -174,9 +183,10 @@ class RecordBatches:
         return torch.where(valid[..., None], points, 0.0), valid
 
 
-def _upright(camera: Tensor) -> Tensor:
-    """Root rotations from camera frame (y down, z forward) to a world with y up: half a turn about x."""
-    return camera.new_tensor((1.0, -1.0, -1.0))[:, None] * camera
+def _upright(root: Tensor, up: str) -> Tensor:
+    """Root rotations (B, 3, 3) from a frame in which the axis `up` points up to one with y up, turned about x."""
+    axes, signs = {"y": ((0, 1, 2), (1, 1, 1)), "-y": ((0, 1, 2), (1, -1, -1)), "z": ((0, 2, 1), (1, 1, -1))}[up]
+    return root.new_tensor(signs)[:, None] * root[:, list(axes)]
 
 
 def _by_name(source: str | None, target: JointSet) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,15 @@ from mesh.files import replacing
 _ABOUT = "_about"  # beside the columns: the key, and what can be known without reading them
 
 
-def write_chunk(path: Path, key: str, columns: Mapping[str, np.ndarray], dropped: Mapping[str, int]) -> None:
-    """Keep a chunk; it is on disk, whole, when this returns."""
+def write_chunk(
+    path: Path, key: str, columns: Mapping[str, np.ndarray], dropped: Mapping[str, int], sources: Sequence[str]
+) -> None:
+    """Keep a chunk, made of files with the hashes `sources`; it is on disk, whole, when this returns."""
     kinds = {name: (array.dtype.str, array.shape[1:]) for name, array in columns.items()}
     count = len(next(iter(columns.values()))) if columns else 0
-    about = json.dumps({"key": key, "count": count, "dropped": dict(dropped), "columns": kinds})
+    about = {"key": key, "count": count, "dropped": dict(dropped), "columns": kinds, "sources": list(sources)}
     with replacing(path) as file:
-        np.savez(file, **{_ABOUT: np.array(about)}, **columns)  # type: ignore[arg-type]
+        np.savez(file, **{_ABOUT: np.array(json.dumps(about))}, **columns)  # type: ignore[arg-type]
         sync(file)
 
 
@@ -37,6 +39,7 @@ class Chunk:
     key: str
     count: int
     dropped: Mapping[str, int]
+    sources: Sequence[str]
     dtypes: Mapping[str, np.dtype]
     rows: Mapping[str, tuple[int, ...]]
 
@@ -50,6 +53,7 @@ class Chunk:
             key=key,
             count=about["count"],
             dropped=about["dropped"],
+            sources=about["sources"],
             dtypes={name: np.dtype(dtype) for name, (dtype, _) in columns},
             rows={name: tuple(shape) for name, (_, shape) in columns},
         )

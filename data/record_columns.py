@@ -10,8 +10,8 @@ import numpy as np
 from mesh.errors import InputError
 from mesh.joints import SMPL24
 
-# Without extrinsics the world is the camera frame if there are intrinsics; records without either know no camera, and
-# their world stands upright, y up.
+# Without extrinsics the world is the camera frame if there are intrinsics; records without either know no camera. Which
+# way is up in the world is said by the header (`RecordsInfo.up`), where the reader knows it.
 # Type and shape of one row; J2 and J3 stand for the joints of the 2D and 3D joint sets. Text has the width it needs.
 COLUMNS: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "pose": ("<f4", (24, 3)),  # axis-angle in radians, SMPL joint order, in the world frame of the source
@@ -36,6 +36,7 @@ _ONE_OF = ("pose", "joints3d", "joints2d")
 _TOGETHER = (("joints2d", "confidence"), ("joints3d", "joint_valid"))
 _KINDS = {"f": "fiu", "i": "iu", "b": "b", "S": "SU"}  # what may be cast to what
 _LARGEST_M = 1000.0  # beyond it a length is certainly not in metres
+_LARGEST_SHAPE = 1000.0  # in standard deviations; beyond it nothing is a body
 _LARGEST_TURN_RAD = 4 * math.pi  # beyond it an angle is certainly not in radians
 _ROTATION_TOLERANCE = 1e-3
 
@@ -90,6 +91,8 @@ def _check_values(columns: Mapping[str, np.ndarray], key: str) -> None:
     """Units, rotations, ranges, and zeros where a mask says that nothing is known."""
     for name in ("trans", "joints3d"):
         _refuse(columns, name, np.abs(columns.get(name, np.zeros(1))) > _LARGEST_M, "is further out than 1 km", key)
+    far = np.abs(columns.get("shape", np.zeros(1))) > _LARGEST_SHAPE
+    _refuse(columns, "shape", far, f"has a coefficient beyond {_LARGEST_SHAPE:g}", key)
     if "pose" in columns:
         turns = np.linalg.norm(columns["pose"], axis=-1)
         if turns.max(initial=0) > _LARGEST_TURN_RAD:

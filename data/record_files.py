@@ -21,6 +21,7 @@ from mesh.joints import joint_set
 
 SCHEMA = "meshrecovery-records-1"
 HEADER_FILE = "records.yaml"
+UPS = (None, "y", "z")
 _HEADER_BYTES = 1_000_000  # a larger header is none
 _UNREADABLE = (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError, MemoryError)
 
@@ -36,7 +37,9 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordsInfo:
-    """What `records.yaml` says. `dropped` counts the rows that a rule of the reader left out."""
+    """What `records.yaml` says. `dropped` counts the rows that a rule of the reader left out; `up` is the axis of the
+    source's world that points up, where that is known.
+    """
 
     source: str
     split: str
@@ -48,6 +51,8 @@ class RecordsInfo:
     columns: Mapping[str, Column]
     settings: Mapping[str, Any] = field(default_factory=dict)
     keys_sha256: str = ""
+    sources_sha256: str = ""
+    up: str | None = None
     schema: str = SCHEMA
 
 
@@ -76,6 +81,8 @@ def read_header(path: Path) -> RecordsInfo:
         raise InputError(
             f"{file} is no whole header ({' '.join(str(exc).split())}); convert the dataset again"
         ) from exc
+    if info.up not in UPS:
+        raise InputError(f"{file}: up must be one of {', '.join(map(str, UPS))}, got {info.up!r}")
     wrong = [name for name in info.columns if name not in COLUMNS]
     if wrong or not isinstance(info.count, int) or info.count < 1 or not info.columns:
         reason = f"unknown column {wrong[0]!r}" if wrong else f"{info.count!r} rows in {len(info.columns)} columns"

@@ -11,10 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,9 +31,11 @@ from data.record_files import (
     read_header,
     write_header,
 )
+from data.record_sources import SourceFiles
 from mesh.errors import InputError
 from mesh.files import replacing
 from mesh.joints import JointSet
+from mesh.lock import LOCK_FILE, FolderLock
 
 __all__ = ["COLUMNS", "Column", "Records", "RecordsInfo", "RecordsWriter", "open_records"]
 
@@ -115,12 +117,13 @@ class RecordsWriter:
 
     Each chunk (a sequence file, a subject) is kept in `OUT.partial` as soon as it is added, so that the next attempt
     skips it. `finish` puts them together; until then nothing exists at `out`. `settings` are the options of the reader:
-    an attempt with others does not continue this one. A conversion that is finished already is found as it is.
+    an attempt with others does not continue this one, nor does one whose source files have changed. A conversion that
+    is finished already is found as it is. One process at a time works on a folder.
     """
 
     def __init__(
         self, out: Path, *, source: str, split: str, licence: str, joints2d: JointSet | None,
-        joints3d: JointSet | None, settings: Mapping[str, Any] | None = None,
+        joints3d: JointSet | None, up: Literal["y", "z"] | None = None, settings: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.out = Path(out)
         if not self.out.name:
@@ -133,13 +136,21 @@ class RecordsWriter:
             "licence": licence,
             "joints2d": None if joints2d is None else joints2d.name,
             "joints3d": None if joints3d is None else joints3d.name,
+            "up": up,
             "settings": json.loads(json.dumps(dict(settings or {}))),
         }
         self._sizes = joint_counts(self._about["joints2d"], self._about["joints3d"])
-        self._keys: dict[str, None] = {}  # seen in this attempt, in order
+        self._files = SourceFiles()
+        self._sources: dict[str, Sequence[Path]] = {}  # of each chunk that was asked for
+        self._keys: dict[str, list[str]] = {}  # seen in this attempt, in order, with the hashes of their files
+        self._lock = FolderLock(self.partial, f"output folder {self.out}")
         self._finished = self._find_finished()
         if self._finished is None:
-            self._begin()
+            self._lock.acquire()
+            with self._lock.released_on_failure():
+                self._finished = self._find_finished()  # by the process that had the lock just before
+                if self._finished is None:
+                    self._begin()
 
     def __enter__(self) -> RecordsWriter:
         return self
@@ -147,31 +158,46 @@ class RecordsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.partial.is_dir() and not any(self.partial.glob("*.npz")):
-            shutil.rmtree(self.partial, ignore_errors=True)  # there is nothing to resume
+        if self._finished is None and self.partial.is_dir() and not any(self.partial.glob("*.npz")):
+            self._remove_partial()  # there is nothing to resume
+        self._lock.release()
 
-    def has(self, key: str) -> bool:
-        """Whether this chunk is kept from an earlier attempt (its place in the order is then taken now)."""
-        kept = self._finished is not None or self._chunk(key).is_file()
-        if kept:
-            self._keys[key] = None
-        return kept
+    def has(self, key: str, files: Sequence[Path] = ()) -> bool:
+        """Whether this chunk is kept from an earlier attempt (its place in the order is then taken now).
+
+        `files` are all that it is made of; if they are not what they were in that attempt, it is refused.
+        """
+        self._sources[key] = files
+        hashes = self._files.hashes(files)
+        if self._finished is None:
+            if not self._chunk(key).is_file():
+                return False
+            self._refuse_changed(key, hashes)
+        self._keys[key] = hashes
+        return True
 
     def add(self, key: str, columns: Mapping[str, np.ndarray], dropped: Mapping[str, int] | None = None) -> None:
         """Check and keep a chunk; it may have no rows. `dropped`: rule -> rows of this chunk that it left out."""
+        files = self._sources.get(key, ())
+        hashes = self._files.hashes(files)
         if self._finished is None:
             if key in self._keys:
                 raise InputError(f"{key}: added twice; each chunk needs a name of its own")
             checked = check_columns(columns, self._sizes, key)
             counts = {str(rule): int(rows) for rule, rows in (dropped or {}).items() if rows}
-            write_chunk(self._chunk(key), key, checked, counts)
-        self._keys[key] = None
+            self._files.check_unchanged(files)
+            write_chunk(self._chunk(key), key, checked, counts, hashes)
+        self._keys[key] = hashes
 
     def finish(self) -> Records:
         """Put the chunks that were seen in this attempt together, in their order, and open the result."""
         if self._finished is not None:
-            if _digest_keys(self._keys) != self._finished.info.keys_sha256:
+            if _digest(self._keys) != self._finished.info.keys_sha256:
                 raise InputError(f"{self.out} was made of other files; delete it or choose another output folder")
+            if self._digest_sources() != self._finished.info.sources_sha256:
+                raise InputError(
+                    f"{self.out} was made of files that have changed since; delete it or choose another output folder"
+                )
             return self._finished
         chunks = [Chunk.read(self._chunk(key), key) for key in self._keys]
         folder = self.partial / "finished"
@@ -184,11 +210,15 @@ class RecordsWriter:
             os.rename(folder, self.out)
         except OSError as exc:
             raise InputError(f"cannot write {self.out}: {exc.strerror or exc}; choose another output folder") from exc
-        shutil.rmtree(self.partial, ignore_errors=True)
-        return open_records(self.out)
+        self._remove_partial()
+        self._finished = open_records(self.out)
+        return self._finished
 
     def _chunk(self, key: str) -> Path:
         return self.partial / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+
+    def _digest_sources(self) -> str:
+        return _digest(f"{key}\0{' '.join(hashes)}" for key, hashes in self._keys.items())
 
     def _find_finished(self) -> Records | None:
         """The result of an earlier, equal conversion; anything else in the way is refused."""
@@ -198,30 +228,51 @@ class RecordsWriter:
             raise InputError(f"{self.out} exists and is no records folder; choose another output folder")
         records = open_records(self.out)
         self._refuse_other(self.out, {name: getattr(records.info, name) for name in self._about})
-        shutil.rmtree(self.partial, ignore_errors=True)
+        self._remove_partial()
         return records
 
     def _begin(self) -> None:
-        """Make the partial folder, or continue the one that is there."""
+        """Begin in the partial folder, or continue what is there."""
         file = self.partial / "conversion.json"
         try:
-            self.partial.mkdir(parents=True, exist_ok=True)
             if file.is_file():
                 self._refuse_other(self.partial, json.loads(file.read_text(encoding="utf-8")))
+                for leftover in self.partial.glob(".*.tmp"):  # a chunk of which a killed attempt wrote half
+                    leftover.unlink()
             else:
+                for unknown in self.partial.glob("*.npz"):  # a killed attempt had removed half of the folder
+                    unknown.unlink()
                 with replacing(file) as stream:
                     stream.write(json.dumps(self._about).encode())
         except OSError as exc:
             raise InputError(f"cannot write {self.partial}: {exc.strerror}; choose another output folder") from exc
-        except json.JSONDecodeError as exc:
+        except (json.JSONDecodeError, UnicodeDecodeError) as exc:
             raise InputError(f"{file} is damaged; delete {self.partial} and convert again") from exc
 
+    def _remove_partial(self) -> None:
+        """The lock goes last: as long as anything is there, nobody else may begin."""
+        if not self.partial.is_dir():
+            return
+        with contextlib.suppress(OSError):  # what stays behind does no harm
+            for path in sorted(self.partial.iterdir(), key=lambda path: path.name == LOCK_FILE):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self.partial.rmdir()
+
+    def _refuse_changed(self, key: str, hashes: Sequence[str]) -> None:
+        kept = Chunk.read(self._chunk(key), key).sources
+        changed = [file for file, old, new in zip(self._sources[key], kept, hashes) if old != new]
+        if changed or len(kept) != len(hashes):
+            what = changed[0] if changed else f"what {key} is made of"
+            raise InputError(
+                f"{what} has changed since this conversion was begun; delete {self.partial} and convert again"
+            )
+
     def _refuse_other(self, place: Path, about: Mapping[str, Any]) -> None:
-        for name, value in self._about.items():
-            if not isinstance(about, dict) or about.get(name) != value:
-                came = about.get(name) if isinstance(about, dict) else None
+        given, wanted = _flat(about) if isinstance(about, dict) else {}, _flat(self._about)
+        for name in dict.fromkeys((*wanted, *given)):
+            if given.get(name) != wanted.get(name):
                 raise InputError(
-                    f"{place} holds another conversion ({name}: {came!r}, now {value!r}); "
+                    f"{place} holds another conversion ({name}: {given.get(name)!r}, now {wanted.get(name)!r}); "
                     "delete it or choose another output folder"
                 )
 
@@ -251,9 +302,17 @@ class RecordsWriter:
                 for name, array in chunk.arrays().items():
                     files[name].append(array)
             columns = {name: file.finish() for name, file in files.items()}
-        header = {**self._about, "count": count, "dropped": dropped, "keys_sha256": _digest_keys(self._keys)}
-        write_header(folder, {**header, "columns": columns})
+        header = {**self._about, "count": count, "dropped": dropped}
+        digests = {"keys_sha256": _digest(self._keys), "sources_sha256": self._digest_sources()}
+        write_header(folder, {**header, **digests, "columns": columns})
 
 
-def _digest_keys(keys: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings one by one, so that an error can name the one that is another."""
+    settings = about.get("settings")
+    named = {f"settings.{name}": value for name, value in settings.items()} if isinstance(settings, dict) else {}
+    return {name: value for name, value in about.items() if name != "settings"} | named
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -99,7 +99,8 @@ def _records(args: argparse.Namespace) -> Records:
         target = args.records or args.out / f"records_pw3d_{split}"
         if root.resolve() in (target.resolve(), *target.resolve().parents):
             raise InputError(f"--records {target} lies inside the dataset; choose a folder outside it")
-        print(f"converting {root} to {target}", file=sys.stderr)
+        if not (target / "records.yaml").is_file():
+            print(f"converting {root} to {target}", file=sys.stderr)
         records = pw3d.convert(root, target, split=str(split))
     if split and records.info.split != split:
         raise InputError(f"{records.path} is the split {records.info.split!r}, not {split!r}: give --split to match")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from gcn.checkpoint import load_checkpoint, newest_checkpoint, remove_leftovers
 from mesh.errors import InputError
 from mesh.files import replacing
+from mesh.lock import LOCK_FILE, FolderLock
 
 
 class RunFolder:
@@ -25,11 +24,7 @@ class RunFolder:
         self.config, self.metrics, self.log = path / "config.yaml", path / "metrics.jsonl", path / "log.txt"
         self.checkpoints, self.plots, self.samples = path / "checkpoints", path / "plots", path / "samples"
         self.weights, self.events = path / "weights.safetensors", path / "events"
-        self._lock: int | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy in another process holds no lock."""
-        return {**vars(self), "_lock": None}
+        self._lock = FolderLock(path, f"run folder {path}")
 
     def create(self) -> None:
         """Make the folder, which must not exist, and lock it."""
@@ -45,36 +40,15 @@ class RunFolder:
 
     def lock(self) -> None:
         """Keep other processes out until this one ends, however it ends."""
-        try:
-            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as exc:
-            raise InputError(f"cannot write the run folder {self.path}: {exc.strerror}") from exc
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            os.close(descriptor)
-            raise InputError(f"run folder {self.path} is in use by process {holder}; wait for it or stop it") from exc
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        self._lock = descriptor
-        # A data worker that outlives a killed run for a moment must not hold its lock; closing the copy leaves ours.
-        os.register_at_fork(after_in_child=self.unlock)
+        self._lock.acquire()
 
     def unlock(self) -> None:
         """Let others in."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
-    @contextlib.contextmanager
-    def unlocked_on_failure(self) -> Iterator[None]:
+    def unlocked_on_failure(self) -> AbstractContextManager[None]:
         """Let others in if the block fails."""
-        try:
-            yield
-        except BaseException:
-            self.unlock()
-            raise
+        return self._lock.released_on_failure()
 
     def prepare(self, config: str, step: int, *, owes_validation: bool) -> None:
         """Write the config, drop what a killed run left behind, and forget the metrics that come after `step`.
@@ -157,7 +131,7 @@ def _go_on(folder: RunFolder) -> Start:
     """An existing run, from its newest good checkpoint; from the beginning if it never got to one."""
     if not folder.path.is_dir():
         raise InputError(f"nothing to resume: there is no run folder {folder.path}")
-    if not any(file.exists() for file in (folder.config, folder.checkpoints, folder.path / ".lock")):
+    if not any(file.exists() for file in (folder.config, folder.checkpoints, folder.path / LOCK_FILE)):
         raise InputError(f"nothing to resume: {folder.path} is not a run folder, it has no config.yaml")
     folder.lock()
     with folder.unlocked_on_failure():

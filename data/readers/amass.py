@@ -12,10 +12,8 @@ as they are), and left out otherwise.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +23,9 @@ from scipy.spatial.transform import Rotation
 
 from data.readers import Progress
 from data.readers.frame_rates import kept_frames
+from data.record_sources import settings_of
 from data.records import Records, RecordsWriter
+from mesh.archives import read_arrays
 from mesh.body import NUM_SHAPE, load_body
 from mesh.errors import InputError, require
 from mesh.joints import SMPL24
@@ -39,7 +39,7 @@ _BODY_JOINTS = 22  # SMPL without the two hand joints
 _Y_UP = Rotation.from_euler("x", -90, degrees=True)  # (x, y, z) -> (x, z, -y)
 _KEYS = ("poses", "trans", "betas", "gender")
 _FRAME_RATE_KEYS = ("mocap_framerate", "mocap_frame_rate")
-_UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+_LARGEST_TURN_RAD = 1000.0  # certainly not in radians; the root may have turned around often
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +59,18 @@ class AmassOptions:
 def convert(root: Path, out: Path, *, split: str, progress: Progress, **options: Any) -> Records:
     """Motion of people without a camera: `pose`, `shape`, `gender`, `sequence`, `frame` (counted in the source)."""
     chosen = AmassOptions(**options)
-    require(chosen.rate >= 0, f"--rate must be 0 or more poses per second, got {chosen.rate}")
+    require(0 <= chosen.rate < math.inf, f"--rate must be 0 or more poses per second, got {chosen.rate}")
     both = {name.casefold() for name in chosen.validation} & {name.casefold() for name in chosen.test}
     require(not both, f"--validation and --test both name {', '.join(sorted(both))}; a folder belongs to one split")
     files = _files(root, split, chosen)
     with RecordsWriter(
-        out, source="AMASS", split=split, licence=LICENCE, joints2d=None, joints3d=None, settings=asdict(chosen)
-    ) as writer:
+        out, source="AMASS", split=split, licence=LICENCE, joints2d=None, joints3d=None,
+        up="y" if chosen.world == "y-up" else "z", settings=settings_of(chosen, "body"),
+    ) as writer:  # fmt: skip
         for number, file in enumerate(files):
             key = file.relative_to(root).as_posix()
             progress(number, len(files), key)
-            if not writer.has(key):
+            if not writer.has(key, [file, *_body_files(chosen)]):
                 writer.add(key, _columns(file, key, chosen))
         progress(len(files), len(files), "")
         return writer.finish()
@@ -78,13 +79,21 @@ def convert(root: Path, out: Path, *, split: str, progress: Progress, **options:
 def _files(root: Path, split: str, options: AmassOptions) -> list[Path]:
     """The files of a split; a sub-dataset is a folder directly below the root."""
     require(split in ("train", "validation", "test", "all"), f"AMASS: no split {split!r}; train, validation, test, all")
-    found = sorted(path for path in root.rglob("*.npz") if path.name.endswith(SUFFIXES))
+    found = sorted(path for path in root.rglob("*.npz") if path.name.endswith(SUFFIXES) and path.is_file())
     expected = "expected SUBDATASET/SUBJECT/TRIAL_poses.npz or ..._stageii.npz below it"
     require(bool(found), f"{root} holds no file of AMASS; {expected}")
     chosen = [path for path in found if split in ("all", _split_of(path.relative_to(root).parts[0], options))]
     folders = ", ".join(sorted({path.relative_to(root).parts[0] for path in found}))
     require(bool(chosen), f"{root}: no folder of split {split} among {folders}; see --validation and --test")
     return chosen
+
+
+def _body_files(options: AmassOptions) -> list[Path]:
+    """The models of all genders that are there, where they are used."""
+    if options.body is None or options.world == "z-up":
+        return []
+    found = dict.fromkeys(Path(options.body.replace("{gender}", gender)) for gender in GENDERS)
+    return [path for path in found if path.is_file()]
 
 
 def _split_of(folder: str, options: AmassOptions) -> str:
@@ -124,6 +133,8 @@ def _columns(file: Path, key: str, options: AmassOptions) -> dict[str, np.ndarra
     }
     for name in ("pose", "shape", "trans"):
         require(bool(np.isfinite(columns[name]).all()), f"{file}: {name} holds NaN or infinity")
+    largest = np.abs(columns["pose"]).max()
+    require(largest < _LARGEST_TURN_RAD, f"{file}: poses turn by {largest:.3g}; expected axis-angle in radians")
     return columns if options.world == "z-up" else _turned(columns, gender, shape, options.body)
 
 
@@ -151,34 +162,23 @@ def _rest_pelvis(path: str) -> tuple[np.ndarray, np.ndarray]:
 def _gender(array: np.ndarray, file: Path) -> str:
     text = array.item() if array.size == 1 else None
     gender = (text.decode(errors="replace") if isinstance(text, bytes) else str(text)).strip().lower()
-    require(gender in GENDERS, f"{file}: gender must be one of {', '.join(GENDERS)}, got {gender!r}")
+    require(gender in GENDERS, f"{file}: gender must be one of {', '.join(GENDERS)}, got {gender[:40]!r}")
     return gender
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
     """The keys that are needed and the frame rate as `rate`; others, some of them pickles, are never read."""
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            require(hasattr(archive, "files"), f"{file} is no .npz archive")
-            rate_key = _first_of(archive.files, _FRAME_RATE_KEYS, file)
-            arrays = {key: archive[_first_of(archive.files, (key,), file)] for key in _KEYS}
-            arrays["rate"] = archive[rate_key]
-    except InputError:
-        raise
-    except _UNREADABLE as exc:
-        reason = "it holds pickled objects" if "pickle" in str(exc) else " ".join(str(exc).split())
-        raise InputError(f"{file}: not a whole .npz file without pickles: {reason}; download it again") from exc
+    arrays = read_arrays(file, "a motion of AMASS; download it again", only=(*_KEYS, *_FRAME_RATE_KEYS))
+    (rate_key, *_) = [key for key in _FRAME_RATE_KEYS if key in arrays] or _FRAME_RATE_KEYS
+    missing = [key for key in (*_KEYS, rate_key) if key not in arrays]
+    if missing:
+        needed = f"{', '.join(_KEYS)} and {' or '.join(_FRAME_RATE_KEYS)}"
+        raise InputError(f"{file} has no {missing[0]!r}; a motion of AMASS has {needed}")
+    arrays["rate"] = arrays[rate_key]
     for key in ("poses", "trans", "betas", "rate"):
         require(arrays[key].dtype.kind in "fiu", f"{file}: {key} must be numbers, got {arrays[key].dtype}")
     rate = arrays["rate"]
     positive = rate.size == 1 and np.isfinite(rate).all() and rate.min() > 0
-    require(positive, f"{file}: {rate_key} must be one positive number, got {rate}")
+    require(positive, f"{file}: {rate_key} must be one positive number, got {str(rate)[:40]}")
     arrays["rate"] = rate.reshape(())
     return arrays
-
-
-def _first_of(present: Sequence[str], keys: Sequence[str], file: Path) -> str:
-    for key in keys:
-        if key in present:
-            return key
-    raise InputError(f"{file} has no {' or '.join(map(repr, keys))}; it has {', '.join(present)}")

@@ -1,11 +1,8 @@
-"""What the readers of annotation files share: images by number, options and what a conversion depends on."""
+"""What the readers of annotation files share: images by number, options, pieces of a long list."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,22 +39,6 @@ def image_size(image: Mapping[str, Any], where: str) -> tuple[int, int]:
     width, height = (whole(image[key], f"{where} {key}") for key in ("width", "height"))
     require(width > 0 and height > 0, f"{where} must have a size in pixels, got {width} x {height}")
     return width, height
-
-
-def settings_of(options: Any, files: Sequence[Path], body: str | None) -> dict[str, Any]:
-    """What a conversion depends on: options and the hashes of the files, of the body too where it is used."""
-    hashes = {path.name: _sha256(path) for path in files}
-    if body is not None:
-        hashes["body"] = _sha256(Path(body))
-    return {name: value for name, value in asdict(options).items() if name != "body"} | {"sha256": hashes}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def chunks(count: int) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,7 @@ taken as `source_rate`; `frame` counts the frames of the source from 0.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from data.bvh import read_bvh
 from data.motion import MotionFile
 from data.readers import Progress
 from data.readers.frame_rates import kept_frames
+from data.record_sources import settings_of
 from data.records import Records, RecordsWriter
 from data.retargeting import ACCLAIM, MOTION_BUILDER, BoneMap, Poses, Retargeter, twist_about
 from mesh.body import load_body
@@ -69,13 +70,13 @@ def convert(root: Path, out: Path, *, split: str, progress: Progress, **options:
     done = 0
     with RecordsWriter(
         out, source="CMU motion capture", split=split, licence=LICENCE, joints2d=None, joints3d=None,
-        settings=asdict(chosen),
+        up="y", settings=settings_of(chosen, "asf", "body"),
     ) as writer:  # fmt: skip
         for subject, files in subjects.items():
             key = f"subject {subject:02} ({len(files)} trials)"
-            if not writer.has(key):
-                readers = _Trials(files, chosen, lambda name, at=done: progress(at, total, name))
-                writer.add(key, *_subject_columns(subject, readers, retargeter, chosen))
+            trials = _Trials(files, chosen, lambda name, at=done: progress(at, total, name))
+            if not writer.has(key, [*trials.all_files(), *([Path(chosen.body)] if chosen.body else [])]):
+                writer.add(key, *_subject_columns(subject, trials, retargeter, chosen))
             done += len(files)
         progress(total, total, "")
         return writer.finish()
@@ -89,7 +90,7 @@ def _subjects(root: Path, split: str, options: CmuOptions) -> dict[int, list[Pat
     suffixes = (".amc", ".bvh") if options.format == "auto" else (f".{options.format}",)
     trials: dict[str, Path] = {}
     for suffix in suffixes:
-        for path in sorted(path for path in root.rglob("*") if path.suffix.lower() == suffix):
+        for path in sorted(path for path in root.rglob("*") if path.suffix.lower() == suffix and path.is_file()):
             other = trials.setdefault(path.stem, path)
             if other != path and other.suffix == path.suffix:
                 raise InputError(f"{root} holds trial {path.stem} twice: {other} and {path}")
@@ -125,6 +126,11 @@ class _Trials:
         if asf not in self._skeletons:
             self._skeletons[asf] = read_asf(asf)
         return read_amc(path, self._skeletons[asf]), ACCLAIM
+
+    def all_files(self) -> list[Path]:
+        """The files and their skeletons."""
+        skeletons = dict.fromkeys(self._asf_of(path) for path in self.files if path.suffix.lower() == ".amc")
+        return [*self.files, *skeletons]
 
     def _asf_of(self, path: Path) -> Path:
         beside = sorted(p for p in path.parent.iterdir() if p.suffix.lower() == ".asf")

@@ -27,10 +27,10 @@ from data.readers.annotations import (
     chunks,
     image_of,
     image_size,
-    settings_of,
 )
 from data.readers.fits import Fit, FitCheck, MeshUse, read_fit, with_meshes
 from data.readers.pose2mesh_json import NO_BOX, box_of, by_id, entries, fields, numbers, read_json, relative_name, whole
+from data.record_sources import settings_of
 from data.records import Records, RecordsWriter
 from mesh.errors import InputError, require
 from mesh.joints import COCO17
@@ -94,6 +94,7 @@ def convert(root: Path, out: Path, *, split: str, progress: Progress = lambda *_
     if mesh != "none":
         files.append(Path(root) / chosen.smpl_file)
         check = FitCheck.load(chosen.body, COCO17, chosen.max_fit_px)
+        files += check.files
         fits = _Fits(read_json(files[1], "SMPL parameters; or choose mesh none"), files[1].name, check, mesh, chosen)
     with RecordsWriter(
         out,
@@ -102,12 +103,12 @@ def convert(root: Path, out: Path, *, split: str, progress: Progress = lambda *_
         licence=LICENCE,
         joints2d=COCO17,
         joints3d=None,
-        settings=settings_of(chosen, files, chosen.body if fits is not None else None) | {"mesh": mesh},
+        settings=settings_of(chosen, "body") | {"mesh": mesh},
     ) as writer:
         for start, stop in chunks(len(annotations)):
             progress(start, len(annotations), files[0].name)
             key = f"{files[0].name}[{start}:{stop}]"
-            if not writer.has(key):
+            if not writer.has(key, files):
                 rows = [
                     _read_person(annotations[i], f"{files[0].name}: annotations[{i}]", images, split, chosen)
                     for i in range(start, stop)
@@ -212,7 +213,8 @@ class _Fits:
         """
         if self.check.model is None or not fits:
             return np.zeros(len(fits))
-        points = self.check.joints(fits)
+        pose, shape, trans = (np.stack([getattr(fit, name) for fit in fits]) for name in ("pose", "shape", "trans"))
+        points = self.check.joints(pose, shape) + trans[:, None]
         cameras = np.stack([fit.intrinsics for fit in fits])[:, None]
         labelled = np.stack([person.confidence > 0 for person in people])
         in_front = np.all(points[..., 2] > 0, axis=-1)

@@ -7,13 +7,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
 from data.readers.annotations import any_numbers
-from data.readers.pose2mesh_json import fields
+from data.readers.pose2mesh_json import MM_PER_M, fields
 from mesh.body import load_body
 from mesh.errors import InputError
 from mesh.joints import JointSet
@@ -23,6 +24,7 @@ from mesh.skinning import JointModel
 MeshUse = Literal["needed", "optional", "none"]
 _LARGEST_TURN_RAD = 4 * math.pi  # beyond it a rotation is certainly damaged
 _LARGEST_M, _LARGEST_PX = 1000.0, 1e6
+_FITS_AT_ONCE = 4096  # for the memory
 _Row = TypeVar("_Row")
 
 logger = logging.getLogger(__name__)
@@ -50,9 +52,10 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class FitCheck:
-    """Joints of fits on the body that they were made with; no model where fits are not checked."""
+    """Joints of fits on the body that they were made with; no model and no files where fits are not checked."""
 
     model: JointModel | None
+    files: tuple[Path, ...] = ()
 
     @classmethod
     def load(cls, body: str | None, joints: JointSet, limit: float) -> FitCheck:
@@ -64,22 +67,26 @@ class FitCheck:
                 "the SMPL parameters are checked on the body that they were fitted with: give that file as body; "
                 "or choose inf as the largest error to trust all, or mesh none to read none"
             )
-        return cls(model=JointModel(load_body(body), [joints]))
+        return cls(model=JointModel(load_body(body), [joints]), files=(Path(body),))
 
-    def joints(self, fits: Sequence[Fit]) -> np.ndarray:
-        """Joints of each fit in the camera frame, (N, J, 3) metres."""
+    def joints(self, pose: np.ndarray, shape: np.ndarray) -> np.ndarray:
+        """Joints in the frame of the pose, the body not yet shifted: (N, 24, 3) rad, (N, 10) -> (N, J, 3) metres."""
         assert self.model is not None
         parts = []
-        for start in range(0, len(fits), 1024):  # so many at a time, for the memory
-            some = fits[start : start + 1024]
-            pose, shape, trans = (
-                torch.from_numpy(np.stack(values).astype(np.float32))
-                for values in zip(*((fit.pose, fit.shape, fit.trans) for fit in some))
-            )
+        for start in range(0, len(pose), _FITS_AT_ONCE):
+            some = slice(start, start + _FITS_AT_ONCE)
+            turns, coefficients = (torch.from_numpy(part[some].astype(np.float32)) for part in (pose, shape))
             with torch.no_grad():
-                (joints,) = self.model(axis_angle_to_matrix(pose), shape[:, : self.model.num_shape])
-            parts.append((joints + trans[:, None]).numpy().astype(np.float64))
+                (joints,) = self.model(axis_angle_to_matrix(turns), coefficients[:, : self.model.num_shape])
+            parts.append(joints.numpy().astype(np.float64))
         return np.concatenate(parts)
+
+
+def centred_distance_mm(joints_m: np.ndarray, truth_m: np.ndarray) -> np.ndarray:
+    """Mean distance of joints from others, the means of both laid together: (N, J, 3) twice -> (N,)."""
+    difference = joints_m - truth_m
+    difference = difference - difference.mean(axis=1, keepdims=True)
+    return np.asarray(np.linalg.norm(difference, axis=-1).mean(axis=-1) * MM_PER_M)
 
 
 def read_fit(

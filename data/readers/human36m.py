@@ -15,14 +15,14 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import torch
 
 from data.readers import Progress
+from data.readers.fits import FitCheck, centred_distance_mm
 from data.readers.pose2mesh_json import (
     MM_PER_M,
     NO_BOX,
@@ -35,12 +35,10 @@ from data.readers.pose2mesh_json import (
     relative_name,
     whole,
 )
+from data.record_sources import settings_of
 from data.records import Records, RecordsWriter
-from mesh.body import load_body
 from mesh.errors import InputError, require
 from mesh.joints import HUMAN36M17
-from mesh.rotation import axis_angle_to_matrix
-from mesh.skinning import JointModel
 
 SUBJECTS = {"train": (1, 5, 6, 7, 8), "test": (9, 11)}
 EVERY = {"train": 5, "test": 50}
@@ -49,7 +47,6 @@ SKIPPED = "frame between those kept"
 NO_MESH = "no usable SMPL parameters"
 _PARTS = ("data", "camera", "joint_3d", "smpl_param")
 _NUM_JOINTS = len(HUMAN36M17)
-_FITS_AT_ONCE = 4096
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +85,8 @@ def convert(root: Path, out: Path, *, split: str, progress: Progress = lambda *_
     folder = _folder(Path(root), SUBJECTS[split])
     every = chosen.every or EVERY[split]
     detections = _read_detections(Path(chosen.detections)) if chosen.detections else None
-    model = JointModel(load_body(chosen.body), (HUMAN36M17,)) if math.isfinite(chosen.max_fit_mm) else None
+    check = FitCheck.load(chosen.body, HUMAN36M17, chosen.max_fit_mm)
+    others = [*check.files, *([Path(chosen.detections)] if chosen.detections else [])]
     with RecordsWriter(
         out,
         source="Human3.6M",
@@ -96,13 +94,14 @@ def convert(root: Path, out: Path, *, split: str, progress: Progress = lambda *_
         licence=LICENCE,
         joints2d=HUMAN36M17,
         joints3d=HUMAN36M17,
-        settings=asdict(chosen) | {"every": every},
+        up="z",
+        settings=settings_of(chosen, "body", "detections") | {"every": every},
     ) as writer:
         for number, subject in enumerate(SUBJECTS[split]):
             key = f"subject {subject}"
             progress(number, len(SUBJECTS[split]), key)
-            if not writer.has(key):
-                columns, dropped = read_subject(folder, subject, every, chosen, model, detections)
+            if not writer.has(key, [*(_file(folder, subject, part) for part in _PARTS), *others]):
+                columns, dropped = read_subject(folder, subject, every, chosen, check, detections)
                 writer.add(key, columns, dropped)
         progress(len(SUBJECTS[split]), len(SUBJECTS[split]), "writing")
         return writer.finish()
@@ -130,7 +129,7 @@ def read_subject(
     subject: int,
     every: int,
     options: Human36MOptions,
-    model: JointModel | None,
+    check: FitCheck,
     detections: Mapping[str, np.ndarray] | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Rows of one subject, sequence by sequence (an action seen by a camera), and what was left out by which rule."""
@@ -168,7 +167,7 @@ def read_subject(
         logger.warning("%s lacks %d of %d images of %s", options.detections, undetected, len(rows), path)
     columns = columns_of(rows)
     if columns:
-        _settle_mesh(columns, options, model, _file(folder, subject, "smpl_param"))
+        _settle_mesh(columns, options, check, _file(folder, subject, "smpl_param"))
     if options.require_mesh and columns:
         dropped[NO_MESH] += int((~columns["mesh_valid"]).sum())
         columns = {name: values[columns["mesh_valid"]] for name, values in columns.items()}
@@ -285,37 +284,20 @@ def _camera(entry: object, where: str) -> tuple[np.ndarray, np.ndarray]:
     return extrinsics, np.concatenate((numbers(focal, (2,), f"{where}: f"), numbers(centre, (2,), f"{where}: c")))
 
 
-def _settle_mesh(
-    columns: dict[str, np.ndarray], options: Human36MOptions, model: JointModel | None, path: Path
-) -> None:
+def _settle_mesh(columns: dict[str, np.ndarray], options: Human36MOptions, check: FitCheck, path: Path) -> None:
     """Take implausible shapes back to the mean and unfitting parameters out of the truth; both are logged."""
     world_joints = columns.pop("world_joints")
     odd = (np.abs(columns["shape"]) > options.max_shape).any(axis=1)
     columns["shape"][odd] = 0
     if odd.any():
         logger.info("%s: %d rows get the mean shape: a coefficient beyond %g", path, odd.sum(), options.max_shape)
-    if model is not None:
-        rows = np.flatnonzero(columns["mesh_valid"])
-        errors = fitting_error_mm(columns["pose"][rows], columns["shape"][rows], world_joints[rows], model)
+    rows = np.flatnonzero(columns["mesh_valid"])
+    if check.model is not None and len(rows):
+        joints = check.joints(columns["pose"][rows], columns["shape"][rows])
+        errors = centred_distance_mm(joints, world_joints[rows])
         bad = rows[errors > options.max_fit_mm]
         columns["mesh_valid"][bad] = False
         logger.info("%s: %d of %d meshes fit worse than %g mm", path, len(bad), len(rows), options.max_fit_mm)
-
-
-def fitting_error_mm(pose: np.ndarray, shape: np.ndarray, joints_m: np.ndarray, model: JointModel) -> np.ndarray:
-    """Mean distance of a body's Human3.6M joints from given ones, the means of both laid together.
-
-    (N, 24, 3) rad, (N, 10), (N, 17, 3) m in the same frame -> (N,) mm.
-    """
-    errors = np.zeros(len(pose))
-    for start in range(0, len(pose), _FITS_AT_ONCE):
-        rows = slice(start, start + _FITS_AT_ONCE)
-        rotations = axis_angle_to_matrix(torch.from_numpy(pose[rows]).float())
-        (fitted,) = model(rotations, torch.from_numpy(shape[rows]).float())
-        difference = fitted.numpy() - joints_m[rows]
-        difference -= difference.mean(axis=1, keepdims=True)
-        errors[rows] = np.linalg.norm(difference, axis=-1).mean(axis=1) * MM_PER_M
-    return errors
 
 
 def _read_detections(path: Path) -> dict[str, np.ndarray]:

@@ -25,8 +25,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from data.readers import Progress
-from data.readers.annotations import any_numbers, check_choice, check_positive, chunks, settings_of
+from data.readers.annotations import any_numbers, check_choice, check_positive, chunks
 from data.readers.pose2mesh_json import fields, numbers, relative_name
+from data.record_sources import settings_of
 from data.records import Records, RecordsWriter
 from mesh.errors import InputError, require
 from mesh.joints import MPII16
@@ -90,12 +91,12 @@ def convert(root: Path, out: Path, *, split: str, progress: Progress = lambda *_
         licence=LICENCE,
         joints2d=MPII16,
         joints3d=None,
-        settings=settings_of(chosen, [file], None),
+        settings=settings_of(chosen),
     ) as writer:
         for start, stop in chunks(len(people)):
             progress(start, len(people), file.name)
             key = f"{file.name}[{start}:{stop}]"
-            if not writer.has(key):
+            if not writer.has(key, [file]):
                 rules = [_rule_against(person, chosen) for person in people[start:stop]]
                 kept = [p for p, rule in zip(people[start:stop], rules, strict=True) if rule is None]
                 writer.add(key, _columns(kept), Counter(rule for rule in rules if rule is not None))

@@ -30,10 +30,10 @@ from data.readers.annotations import (
     chunks,
     image_of,
     image_size,
-    settings_of,
 )
-from data.readers.fits import Fit, FitCheck, MeshUse, read_fit, with_meshes
+from data.readers.fits import Fit, FitCheck, MeshUse, centred_distance_mm, read_fit, with_meshes
 from data.readers.pose2mesh_json import MM_PER_M, NO_BOX, by_id, fields, numbers, read_json, relative_name
+from data.record_sources import settings_of
 from data.records import Records, RecordsWriter
 from mesh.errors import require
 from mesh.joints import HUMAN36M17
@@ -117,6 +117,7 @@ def convert(root: Path, out: Path, *, split: str, progress: Progress = lambda *_
     if chosen.mesh != "none":
         files.append(folder / "smpl_param.json")
         check = FitCheck.load(chosen.body, HUMAN36M17, chosen.max_fit_mm)
+        files += check.files
         fits = _Fits(read_json(files[1], "SMPL parameters; or choose mesh none"), files[1].name, check, chosen)
     with RecordsWriter(
         out,
@@ -125,13 +126,13 @@ def convert(root: Path, out: Path, *, split: str, progress: Progress = lambda *_
         licence=LICENCE,
         joints2d=HUMAN36M17,
         joints3d=HUMAN36M17,
-        settings=settings_of(chosen, files, chosen.body if fits is not None else None),
+        settings=settings_of(chosen, "body"),
     ) as writer:
         order = list(images)
         for start, stop in chunks(len(order)):
             progress(start, len(order), files[0].name)
             key = f"{files[0].name}[{start}:{stop}]"
-            if not writer.has(key):
+            if not writer.has(key, files):
                 dropped: Counter[str] = Counter()
                 kept = []
                 for image_id in order[start:stop]:
@@ -243,10 +244,9 @@ class _Fits:
         """Mean distance of the mesh's joints from MuCo's, over those that both have, one mean on the other: (N,)."""
         if self.check.model is None or not fits:
             return np.zeros(len(fits))
-        mesh = self.check.joints(fits)[:, _TARGET_IDX]
-        truth = np.stack([person.joints3d for person in people])[:, _SOURCE_IDX]
-        difference = (mesh - mesh.mean(axis=1, keepdims=True)) - (truth - truth.mean(axis=1, keepdims=True))
-        return np.linalg.norm(difference, axis=-1).mean(axis=-1) * MM_PER_M
+        mesh = self.check.joints(np.stack([fit.pose for fit in fits]), np.stack([fit.shape for fit in fits]))
+        truth = np.stack([person.joints3d for person in people])
+        return centred_distance_mm(mesh[:, _TARGET_IDX], truth[:, _SOURCE_IDX])
 
 
 def _columns(people: list[_Person], fits: _Fits | None, dropped: Counter[str]) -> dict[str, np.ndarray]:

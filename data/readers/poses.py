@@ -7,7 +7,7 @@ where they are there: `sequence` (N,) whole numbers into `sequence_names`, `fram
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from data.readers import Progress
+from data.record_sources import settings_of
 from data.records import Records, RecordsWriter
 from mesh.archives import read_arrays
 from mesh.errors import InputError, require
@@ -42,16 +43,16 @@ def convert(root: Path, out: Path, *, split: str, progress: Progress, **options:
     poses = _poses(arrays, root)
     keep = _selected(arrays, len(poses), split, chosen, root)
     labels = _labels(arrays, len(poses), root)
-    settings = {**asdict(chosen), "file": root.name}
+    settings = settings_of(chosen) | {"file": root.name}
     with RecordsWriter(
         out, source=f"poses of {root.name}", split=split, licence=chosen.licence, joints2d=None, joints3d=None,
-        settings=settings,
+        up="y", settings=settings,
     ) as writer:  # fmt: skip
         starts = range(0, len(poses), _ROWS)
         for number, start in enumerate(starts):
             key = f"{root.name} from row {start}"
             progress(number, len(starts), key)
-            if not writer.has(key):
+            if not writer.has(key, [root]):
                 rows = start + np.flatnonzero(keep[start : start + _ROWS])
                 columns = {
                     "pose": _axis_angle(poses[rows], root),

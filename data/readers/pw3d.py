@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -37,6 +37,7 @@ from data.readers.pose2mesh_json import (
     relative_name,
     whole,
 )
+from data.record_sources import settings_of
 from data.records import Records, RecordsWriter
 from mesh.errors import InputError, require
 from mesh.joints import COCO17, COCO19, SMPL24, JointSet, Keypoints
@@ -91,15 +92,15 @@ def convert(root: Path, out: Path, *, split: str, progress: Progress = lambda *_
         licence=LICENCE,
         joints2d=None if detections == "none" else COCO19,
         joints3d=SMPL24,
-        settings=asdict(PW3DOptions(form=form, detections=detections)),
+        settings=settings_of(PW3DOptions(form=form, detections=detections)),
     ) as writer:
         if form == "official":
-            files = sorted(_official_folder(root, split).glob("*.pkl"))
+            files = sorted(file for file in _official_folder(root, split).glob("*.pkl") if file.is_file())
         else:
             files = [file for file in _annotation_files(root, split) if file.is_file()]
         for number, file in enumerate(files):
             progress(number, len(files), file.stem)
-            if not writer.has(file.name):
+            if not writer.has(file.name, [file, *([_darkpose_file(file)] if detections == "darkpose" else [])]):
                 read = read_sequence if form == "official" else read_annotations
                 columns, dropped = read(file, detections)
                 writer.add(file.name, columns, dropped)
@@ -337,8 +338,7 @@ def _image(entry: object, where: str) -> dict[str, Any]:
     }
 
 
-def _read_darkpose(annotations: Path, known: Any) -> dict[int, np.ndarray]:
-    """Detections by annotation id, (17, 3) each, from the file beside the annotations."""
+def _darkpose_file(annotations: Path) -> Path:
     split = annotations.stem.rpartition("_")[2]
     path = annotations.with_name(f"darkpose_3dpw_{split}set_output.json")
     if not path.is_file():
@@ -346,6 +346,12 @@ def _read_darkpose(annotations: Path, known: Any) -> dict[int, np.ndarray]:
             f"{path}: no such file; expected the detections that Pose2Mesh distributes for {annotations.name}; "
             "choose detections openpose (of the annotations) or none to go without"
         )
+    return path
+
+
+def _read_darkpose(annotations: Path, known: Any) -> dict[int, np.ndarray]:
+    """Detections by annotation id, (17, 3) each, from the file beside the annotations."""
+    path = _darkpose_file(annotations)
     found: dict[int, np.ndarray] = {}
     for number, entry in enumerate(read_json(path, "a list of detections", list)):
         where = f"{path}: [{number}]"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from data.draws import Draws, step_generator
 from data.noise import NoiseConfig
@@ -55,7 +56,7 @@ class Truth:
 TRUTH = Truth()
 
 
-def write(path: Path, set3d=SMPL24, points: np.ndarray | None = None, **changes) -> Records:
+def write(path: Path, set3d=SMPL24, points: np.ndarray | None = None, up=None, **changes) -> Records:
     confidence = np.ones((COUNT, len(COCO17)), np.float32)
     confidence[2, 5] = 0
     pixels = TRUTH.pixels(TRUTH.joints(COCO17)).numpy()
@@ -68,7 +69,9 @@ def write(path: Path, set3d=SMPL24, points: np.ndarray | None = None, **changes)
         "mesh_valid": np.ones(COUNT, bool),
     }  # fmt: skip
     columns |= changes
-    with RecordsWriter(path, source="test", split="train", licence="none", joints2d=COCO17, joints3d=set3d) as writer:
+    with RecordsWriter(
+        path, source="test", split="train", licence="none", joints2d=COCO17, joints3d=set3d, up=up
+    ) as writer:
         writer.add("all", {k: v for k, v in columns.items() if v is not None})
         return writer.finish()
 
@@ -142,6 +145,40 @@ def test_poses_without_a_camera_stand_upright_and_get_a_shape(tmp_path) -> None:
     assert (batch.regressed_m[:, head, 1] < batch.regressed_m[:, pelvis, 1] - 0.4).all()  # y points down
     heights = batch.vertices_m[..., 1].amax(1) - batch.vertices_m[..., 1].amin(1)
     assert heights.std() > 0.01
+
+
+LEVEL = SynthesisConfig(mirror=0.5, camera=CameraConfig(tilted=0.0, pitch_deg=(0.0, 0.0), roll_sd_deg=0.0))
+
+
+def standing(up: str) -> np.ndarray:
+    """Poses of people who stand upright, each turned another way about the vertical; (COUNT, 24, 3)."""
+    pose = np.zeros((COUNT, 24, 3), np.float32)
+    turns = Rotation.from_euler("y", np.linspace(0, 300, COUNT)[:, None], degrees=True)
+    to_world = Rotation.from_euler("x", 90 if up == "z" else 0, degrees=True)
+    pose[:, 0] = (to_world * turns).as_rotvec()
+    return pose
+
+
+@pytest.mark.parametrize("up", ["y", "z"])
+def test_people_before_tilted_cameras_stand_upright_where_the_world_says_which_way_is_up(tmp_path, up) -> None:
+    records = write(tmp_path / "r", up=up, pose=standing(up))  # the cameras of the truth are tilted any way
+    maker = RecordBatches(records, BODY, LEVEL, RecordSampling(camera="random"))
+    batch = maker.batch(torch.arange(COUNT), Draws(COUNT, step_generator(0, 0)), with_vertices=True)
+    upwards = batch.regressed_m[:, HUMAN36M17.index("neck")] - batch.regressed_m[:, HUMAN36M17.root_idx]
+    across = batch.regressed_m[:, HUMAN36M17.index("left_hip")] - batch.regressed_m[:, HUMAN36M17.index("right_hip")]
+    assert (upwards[:, 1] < -0.99 * upwards.norm(dim=1)).all() and (across[:, 1].abs() < 0.02).all()
+    places = [tuple((way * 20).round().int().tolist()) for way in across]
+    assert len(set(places)) > 1  # seen from different sides
+
+
+def test_where_nobody_says_which_way_is_up_the_camera_counts_as_level(tmp_path) -> None:
+    level = Rotation.from_euler("x", 180, degrees=True).as_matrix()
+    extrinsics = np.concatenate([np.tile(level, (COUNT, 1, 1)), np.full((COUNT, 3, 1), 5.0)], axis=2)
+    records = write(tmp_path / "r", pose=standing("y"), extrinsics=extrinsics)
+    maker = RecordBatches(records, BODY, LEVEL, RecordSampling(camera="random"))
+    batch = maker.batch(torch.arange(COUNT), Draws(COUNT, step_generator(0, 0)), with_vertices=True)
+    upwards = batch.regressed_m[:, HUMAN36M17.index("neck")] - batch.regressed_m[:, HUMAN36M17.root_idx]
+    assert (upwards[:, 1] < -0.99 * upwards.norm(dim=1)).all()
 
 
 def test_noise_is_laid_over_projections_and_not_over_recorded_joints(records) -> None:

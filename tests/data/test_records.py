@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from data.record_columns import COLUMNS
 from data.records import RecordsWriter, open_records
 from mesh.errors import InputError
 from mesh.joints import COCO17, HUMAN36M17
+from mesh.lock import FolderLock
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,6 +145,130 @@ def test_a_killed_conversion_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
 
 
+OPERATIONS = ("open", "fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
+
+
+def convert_until(out: Path, operation: int) -> bool:
+    """Convert in another process, which ends at the so-and-so-many-th thing it does to a file; whether it did end."""
+    if (child := os.fork()) == 0:
+        done = 0
+        for name in OPERATIONS:
+
+            def counted(original: Any, *args: Any, **options: Any) -> Any:
+                nonlocal done
+                done += 1
+                return os._exit(9) if done == operation else original(*args, **options)
+
+            setattr(os, name, partial(counted, getattr(os, name)))
+        with contextlib.suppress(BaseException):
+            write_chunks(out)
+            os._exit(0)
+        os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    return code == 9
+
+
+def write_chunks(out: Path) -> None:
+    with writer(out, settings={"rate": 30}) as records:
+        for number in range(2):
+            if not records.has(str(number)):
+                records.add(str(number), {"pose": np.full((2, 24, 3), number / 2)})
+        records.finish()
+
+
+def test_a_conversion_killed_at_any_operation_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    write_chunks(tmp_path / "whole")
+    expected, operation = digest(tmp_path / "whole"), 1
+    while convert_until(tmp_path / "out", operation):
+        assert not (tmp_path / "out").exists() or digest(tmp_path / "out") == expected
+        write_chunks(tmp_path / "out")
+        assert digest(tmp_path / "out") == expected
+        shutil.rmtree(tmp_path / "out")
+        operation += 1
+    assert operation > 20 and sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_chunks_whose_settings_are_lost_are_not_taken_for_those_of_another_conversion(tmp_path: Path) -> None:
+    with writer(tmp_path / "out", settings={"rate": 30}) as records:
+        records.add("a", rows(4, 1))
+    (tmp_path / "out.partial" / "conversion.json").unlink()  # by a process that was killed while it cleaned up
+    with writer(tmp_path / "out", settings={"rate": 10}) as records:
+        assert not records.has("a")
+
+
+def test_what_a_killed_attempt_wrote_half_is_removed(tmp_path: Path) -> None:
+    with writer(tmp_path / "out") as records:
+        records.add("a", rows(4, 1))
+    (tmp_path / "out.partial" / ".0123.tmp").write_bytes(b"half a chunk")
+    with writer(tmp_path / "out") as records:
+        assert not list((tmp_path / "out.partial").glob(".*.tmp")) and records.has("a")
+
+
+def test_two_conversions_to_one_folder_are_refused(tmp_path: Path) -> None:
+    with writer(tmp_path / "out") as records:
+        with pytest.raises(InputError, match=rf"output folder .*out is in use by process {os.getpid()}; wait"):
+            writer(tmp_path / "out")
+        records.add("a", rows())
+    with writer(tmp_path / "out") as records:
+        assert records.has("a")
+        records.finish()
+    with writer(tmp_path / "out"), writer(tmp_path / "out"):  # to find a finished one nobody need wait
+        pass
+
+
+def test_a_conversion_that_another_process_finishes_in_between_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire = FolderLock.acquire
+
+    def late(self: FolderLock) -> None:
+        monkeypatch.undo()
+        write(tmp_path / "out", a=rows())
+        acquire(self)
+
+    monkeypatch.setattr(FolderLock, "acquire", late)
+    with writer(tmp_path / "out") as records:
+        assert records.has("a") and len(records.finish()) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_that_changes_while_it_is_converted_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "source"
+    file.write_text("one")
+    with writer(tmp_path / "out") as records:
+        assert not records.has("a", [file])
+        file.write_text("longer")
+        with pytest.raises(InputError, match="source changed while it was converted; convert again"):
+            records.add("a", rows())
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_file_that_changes_and_keeps_its_size_and_time_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "source"
+    for content in ("one", "two"):
+        file.write_text(content)
+        os.utime(file, (1e9, 1e9))
+        with writer(tmp_path / "out") as records:
+            if content == "one":
+                records.has("a", [file])
+                records.add("a", rows())
+                continue
+            with pytest.raises(InputError, match=r"source has changed since .*; delete .*out\.partial and convert"):
+                records.has("a", [file])
+
+
+def test_where_the_files_lie_does_not_matter(tmp_path: Path) -> None:
+    for folder in ("old", "new"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "source").write_text("same")
+        with writer(tmp_path / folder / "out") as records:
+            records.has("a", [tmp_path / folder / "source"])
+            records.add("a", rows())
+            records.finish()
+    assert digest(tmp_path / "old" / "out") == digest(tmp_path / "new" / "out")
+
+
 def test_an_attempt_that_kept_nothing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError), writer(tmp_path / "deep" / "out") as records:
         records.add("a", {"pose": np.zeros((3, 23, 3))})
@@ -168,14 +296,15 @@ def test_a_finished_conversion_is_found_and_not_made_again(tmp_path: Path) -> No
             records.finish()
 
 
-@pytest.mark.parametrize("change", [{"split": "test"}, {"settings": {"every": 5}}, {"joints3d": None}])
+@pytest.mark.parametrize("change", [{"split": "test"}, {"up": "z"}, {"settings": {"every": 5}}, {"joints3d": None}])
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_conversion_in_the_way_is_refused(tmp_path: Path, change: dict[str, Any], finished: bool) -> None:
     with writer(tmp_path / "out") as records:
         records.add("a", rows())
         if finished:
             records.finish()
-    with pytest.raises(InputError, match=f"holds another conversion .{next(iter(change))}"):
+    name = "settings.every" if "settings" in change else next(iter(change))
+    with pytest.raises(InputError, match=f"holds another conversion .{name}: .*, now "):
         writer(tmp_path / "out", **change)
 
 
@@ -260,6 +389,7 @@ def damage_header(folder: Path, change: Any) -> None:
         (lambda f: (f / "records.yaml").unlink(), "it has no records.yaml"),
         (lambda f: (f / "records.yaml").write_text("{"), "cannot be read"),
         (lambda f: (f / "records.yaml").write_text("!!python/object/apply:os.system [ls]"), "cannot be read"),
+        (lambda f: damage_header(f, lambda h: h.update(up="x")), "up must be one of None, y, z, got 'x'"),
         (
             lambda f: damage_header(f, lambda h: h.update(schema="v2")),
             "-records-1, got 'v2'",

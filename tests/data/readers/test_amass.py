@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import zipfile
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -85,10 +87,13 @@ def test_sub_datasets_are_split_by_their_folders(tmp_path: Path) -> None:
         ),
         ({"poses": np.full((9, 156), np.nan)}, "pose holds NaN"),
         ({"poses": np.full((9, 156), 57.0)}, "expected axis-angle in radians"),
+        ({"poses": np.full((9, 156), 1e300)}, r"poses turn by 1e\+300; expected axis-angle in radians"),
+        ({"betas": np.full(16, 1e30)}, "shape of row 0 has a coefficient beyond 1000"),
+        ({"gender": np.array("x" * 5000)}, "gender must be one of neutral, male, female, got 'x{40}'$"),
         ({"trans": np.zeros((8, 3))}, r"trans must have shape \(9, 3\)"),
         ({"betas": np.zeros(6)}, "betas must be 10 or more"),
         ({"gender": np.array("robot")}, "gender must be one of neutral, male, female, got 'robot'"),
-        ({"mocap_framerate": None}, "has no 'mocap_framerate' or 'mocap_frame_rate'; it has poses"),
+        ({"mocap_framerate": None}, "has no 'mocap_framerate'; a motion of AMASS has poses, trans"),
         ({"mocap_framerate": np.array(0.0)}, "mocap_framerate must be one positive number"),
         ({"trans": None}, "has no 'trans'"),
         ({"poses": np.array([{}] * 9)}, "it holds pickled objects"),
@@ -102,6 +107,41 @@ def test_a_wrong_or_hostile_file_is_named_in_one_line_and_no_records_are_left(
         converted(tmp_path)
     assert "\n" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["amass"]
+
+
+def an_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros((9, 156)))
+
+
+def nested_brackets(path: Path) -> None:
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("poses.npy", b"\x93NUMPY\x01\x00\x00\x27" + b"(" * 9984)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (an_array, "has no 'poses'"),
+        (nested_brackets, "not a whole .npz"),
+        (lambda path: path.write_bytes(b""), "not a whole .npz"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "holds no file of AMASS"),  # reading would wait for ever
+        (lambda path: (path.unlink(), path.mkdir()), "holds no file of AMASS"),
+    ],
+)
+def test_what_is_no_archive_is_refused_in_one_line(tmp_path: Path, damage: Callable[[Path], Any], message: str) -> None:
+    file = tmp_path / "amass" / ONE
+    write_trial(file, "male", poses=None)
+    damage(file)
+    with pytest.raises(InputError, match=message) as refused:
+        converted(tmp_path)
+    assert "\n" not in str(refused.value) and [path.name for path in tmp_path.iterdir()] == ["amass"]
+
+
+@pytest.mark.parametrize(("source_rate", "rate"), [(1e300, 30.0), (120.0, 1e-300), (1e300, 1e-300)])
+def test_of_absurdly_rare_frames_the_first_is_kept(tmp_path: Path, source_rate: float, rate: float) -> None:
+    write_trial(tmp_path / "amass" / ONE, "male", mocap_framerate=np.array(source_rate))
+    assert converted(tmp_path, rate=rate)["frame"].tolist() == [0]
 
 
 def test_a_truncated_file_ends_the_conversion_which_goes_on_when_it_is_whole(tmp_path: Path) -> None:
@@ -126,6 +166,7 @@ def test_a_truncated_file_ends_the_conversion_which_goes_on_when_it_is_whole(tmp
         ("dev", {}, "no split 'dev'"),
         ("all", {"test": ("sfu", "KIT")}, "--validation and --test both name sfu"),
         ("all", {"rate": -1}, "--rate must be 0 or more"),
+        ("all", {"rate": float("inf")}, "--rate must be 0 or more"),
     ],
 )
 def test_a_wrong_call_is_refused(tmp_path: Path, split: str, options: dict[str, Any], message: str) -> None:

@@ -67,6 +67,74 @@ def test_vertices_of_every_frame_are_those_of_the_captured_person(tmp_path: Path
         assert np.abs(found - vertices(trial.local, trial.trans)).max() < 1e-4
 
 
+def own_forward_kinematics(asf: Path, amc: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """World rotation (T, 3, 3) and zero-pose direction (3,) of each bone, read here from the text of the files."""
+
+    def fixed(degrees: Any) -> np.ndarray:
+        x, y, z = np.radians(np.asarray(degrees, float))
+        return turn("z", z) @ turn("y", y) @ turn("x", x)
+
+    text = asf.read_text()
+    axes, directions, dofs = {"root": np.eye(3)}, {}, {"root": "xyz"}
+    for block in re.findall(r"begin\n(.*?)\n\s*end", text.partition(":bonedata")[2].partition(":hierarchy")[0], re.S):
+        words = {line.split()[0]: line.split()[1:] for line in block.splitlines()}
+        (name,) = words["name"]
+        axes[name], directions[name] = fixed(words["axis"][:3]), np.array(words["direction"], float)
+        dofs[name] = "".join(word[1] for word in words.get("dof", []))
+    parents = {}
+    for line in text.partition(":hierarchy")[2].splitlines():
+        if line.split()[1:]:
+            parents |= dict.fromkeys(line.split()[1:], line.split()[0])
+    frames = re.split(r"\n\d+\n", amc.read_text())[1:]
+    world: dict[str, list[np.ndarray]] = {name: [] for name in axes}
+    for frame in frames:
+        angles = {line.split()[0]: np.array(line.split()[1:], float) for line in frame.splitlines() if line.split()}
+        angles["root"] = angles["root"][3:]
+        for name, axis in axes.items():  # the file lists parents first
+            turns = dict.fromkeys("xyz", 0.0) | dict(zip(dofs[name], angles.get(name, ())))
+            own = axis @ fixed([turns["x"], turns["y"], turns["z"]]) @ axis.T
+            world[name].append(own if name == "root" else world[parents[name]][-1] @ own)
+    return {name: np.stack(turns) for name, turns in world.items()}, directions
+
+
+def test_limbs_point_where_those_of_the_source_point_and_the_neck_is_half_way(tmp_path: Path) -> None:
+    write(tmp_path, "amc", t01_01=moving(1, 3))
+    amc, rng = tmp_path / "cmu" / "01" / "01_01.amc", np.random.default_rng(8)
+    words = {"root": "xyz", "ltoes": "x", "rtoes": "x"}
+    lines = []
+    for line in amc.read_text().splitlines():
+        name, *values = line.split()
+        if values:
+            drawn = [f"{rng.uniform(-25, 25):.6f}" for _ in words.get(name, "xyz")]
+            line = " ".join([name, *(values[:3] if name == "root" else ()), *drawn])
+        lines.append(line)
+    amc.write_text("\n".join([*lines, ""]))
+    source, directions = own_forward_kinematics(amc.with_name("01.asf"), amc)
+    records = converted(tmp_path, rate=0, source_rate=1, max_turn_deg=1e6, max_root_turn_deg=1e6)
+    assert len(records) == 3
+    rotations = local(records)
+    joints = body_model()(torch.from_numpy(rotations), torch.zeros(3, 10))[1].numpy().astype(np.float64)
+    for start, end, bone in (
+        ("hip", "knee", "femur"),
+        ("knee", "ankle", "tibia"),
+        ("shoulder", "elbow", "humerus"),
+        ("elbow", "wrist", "radius"),
+    ):
+        for side in ("left", "right"):
+            first, last = SMPL24.indices((f"{side}_{start}", f"{side}_{end}"))
+            points = joints[:, last] - joints[:, first]
+            points /= np.linalg.norm(points, axis=1, keepdims=True)
+            np.testing.assert_allclose(points, source[side[0] + bone] @ directions[side[0] + bone], atol=1e-5)
+    world = [rotations[:, 0].astype(np.float64)]
+    for joint, parent in enumerate(load_body().parents[1:], start=1):
+        world.append(world[parent] @ rotations[:, joint])
+    neck = world[SMPL24.index("neck")]
+    lower, upper = source["lowerneck"], source["upperneck"]
+    np.testing.assert_allclose(neck @ np.swapaxes(lower, 1, 2) @ neck, upper, atol=1e-5)
+    np.testing.assert_allclose(world[SMPL24.index("head")], source["head"], atol=1e-5)
+    np.testing.assert_allclose(world[SMPL24.index("spine3")], source["thorax"], atol=1e-5)
+
+
 def test_where_a_trial_has_both_formats_it_is_read_once(tmp_path: Path) -> None:
     for form in ("amc", "bvh"):
         write(tmp_path, form, t01_01=moving(1))
@@ -198,9 +266,15 @@ def change(pattern: str, new: str, count: int = 1) -> Any:
         ("02_01.bvh", lambda text: text[: len(text) // 2], "frames are announced"),
         ("02_01.bvh", lambda text: text[:500], "it has no MOTION"),
         ("02_01.bvh", change(" [^ ]*\n$", "\n"), "frames must have"),
-        ("02_01.bvh", change(" [^ ]*\n$", " nan\n"), "NaN or infinity"),
+        ("02_01.bvh", change(" [^ ]*\n$", " nan\n"), "holds NaN, infinity"),
         ("02_01.bvh", change("Frame Time: 0.", "Frame Time: -0."), "Frame Time must be positive"),
         ("02_01.bvh", change("CHANNELS 3", "CHANNELS 4"), "channels of LowerBack are wrong"),
+        ("02_01.bvh", change("(CHANNELS 3 [^\n]*\n)", r"\1\1"), "channels of LowerBack are wrong, come twice"),
+        ("02_01.bvh", change("CHANNELS 3 Zrot", "CHANNELS 3 Xrot"), "channels of LowerBack are wrong, come twice"),
+        ("02_01.bvh", change("CHANNELS 3 [^\n]*\n", ""), "channels of Spine are wrong, come twice or are missing"),
+        ("02_01.bvh", change(" [^ ]*\n$", " 1e300\n"), "or numbers beyond 1e+06"),
+        ("01_01.amc", change("ltoes [^\n]*", "ltoes 1e300"), "or numbers beyond 1e+06"),
+        ("01.asf", change("direction [^\n]*", "direction 1 -1e308 0"), "expected 3 finite numbers, got '1 -1e308 0'"),
         ("02_01.bvh", change("JOINT LeftArm\n", "JOINT LowerBack\n"), "comes twice"),
         ("02_01.bvh", change("LeftArm\n", "abdomen\n"), "DAZ-friendly"),
         ("02_01.bvh", change("LeftArm\n", "Winglet\n"), "has no LeftArm; expected the bones of the CMU files"),

@@ -269,14 +269,6 @@ def test_a_stopped_conversion_goes_on_and_gives_the_same_bytes(tmp_path: Path, m
     }
 
 
-def test_changed_source_files_do_not_continue_an_older_conversion(tmp_path: Path) -> None:
-    write_coco(tmp_path)
-    convert(tmp_path, tmp_path / "out")
-    change(tmp_path / KEYPOINTS, lambda c: person(c).update(area=1))
-    with pytest.raises(InputError, match="holds another conversion"):
-        convert(tmp_path, tmp_path / "out")
-
-
 def test_image_ids_and_file_names_come_from_the_image_entry(tmp_path: Path) -> None:
     write_coco(tmp_path)
     records = convert(tmp_path, tmp_path / "out", mesh="none")

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from data.readers import human36m
+from data.readers.fits import FitCheck, centred_distance_mm
 from data.records import Records
 from mesh.errors import InputError
+from mesh.joints import HUMAN36M17
 from tests.data.miniatures import human36m as miniature
 from tests.data.miniatures.human36m import BODY, MISFITTED, ODD_SHAPE, UNFITTED, ImageTruth, write, write_detections
 from tests.data.miniatures.pw3d import moved, posed, projected
@@ -77,11 +79,11 @@ def test_only_parameters_that_fit_are_truth(tmp_path: Path) -> None:
 
 def test_the_fitting_error_is_the_mean_distance_after_aligning_the_means() -> None:
     take = miniature.takes(9)[(2, 1, 0)]
-    model = human36m.JointModel(miniature.load_body(), (human36m.HUMAN36M17,))
+    check = FitCheck.load(str(BODY), HUMAN36M17, 25.0)
     offsets = np.zeros((17, 3))
     offsets[:2] = (0.3, 0, 0), (-0.3, 0, 0)
     joints = take["joints"] + offsets + (5.0, -3.0, 2.0)
-    (error,) = human36m.fitting_error_mm(take["pose"][None], take["shape"][None], joints[None], model)
+    (error,) = centred_distance_mm(check.joints(take["pose"][None], take["shape"][None]), joints[None])
     assert error == pytest.approx(600 / 17, abs=1e-2)
 
 
