@@ -40,6 +40,9 @@ _NEAR_SIZE = 0.5
 _STEADY = 0.93  # similarity of two looks at one person; seen: right poses from 0.94 on, mixtures of two up to 0.91
 _SAME_POSE = 0.3  # similarity of two finds of one person
 _SAME_PLACE = 0.7  # share of the smaller one's box that lies in the other's, of two finds of one person
+# A joint so near the border, in person sizes, is as a rule one that was cut off: on rendered people this takes back
+# 4 in 10 of those and 0.6 % of the true ones.
+_BORDER = 0.04
 _JOINT_SPREAD = 0.2  # twice COCO's typical joint sigma, in body sizes
 
 
@@ -86,7 +89,7 @@ class Detector:
     def detect(self, image: np.ndarray, *, max_people: int = 10, tiles: bool | None = None) -> Keypoints:
         """The people as blazepose33 keypoints, surest first; of length 0 if there is nobody.
 
-        See `people`. A joint outside of the picture is a guess of the network and has confidence 0.
+        See `people`. A joint outside of the picture or at its border is a guess of the network and has confidence 0.
         """
         people = self.people(image, max_people=max_people, tiles=tiles)
         return Keypoints(
@@ -151,7 +154,7 @@ class Detector:
         joints_px = second[:NUM_LANDMARKS]
         return Person(
             positions_px=joints_px,
-            confidence=np.where(_is_inside(joints_px, image), confidence[:NUM_LANDMARKS], 0),
+            confidence=np.where(_is_inside(joints_px, image, _BORDER), confidence[:NUM_LANDMARKS], 0),
             score=score,
             steadiness=pose_similarity(first[:NUM_LANDMARKS], joints_px),
             roi=roi,
@@ -223,6 +226,8 @@ def _is_same(a: Person, b: Person) -> bool:
     return bool(within) or pose_similarity(a.positions_px, b.positions_px) >= _SAME_POSE
 
 
-def _is_inside(positions_px: np.ndarray, image: np.ndarray) -> np.ndarray:
+def _is_inside(positions_px: np.ndarray, image: np.ndarray, border: float = 0.0) -> np.ndarray:
+    """Which joints of a person lie in the picture, away from its border by some share of the person's size."""
     size = (image.shape[1], image.shape[0])
-    return np.all((positions_px >= 0) & (positions_px <= size), axis=-1)
+    margin = border * np.sqrt(np.ptp(positions_px, axis=0).prod())
+    return np.all((positions_px >= margin) & (positions_px <= np.subtract(size, margin)), axis=-1)

@@ -362,3 +362,17 @@ def test_joints_outside_of_the_picture_have_no_confidence(detector: Detector) ->
     outside = keypoints.positions_px[..., 1] > 260
     assert len(keypoints) == 1 and outside[0, list(BLAZEPOSE33.indices(("left_ankle", "right_ankle")))].all()
     assert (keypoints.confidence[outside] == 0).all() and (keypoints.confidence[~outside] > 0.5).sum() >= 20
+
+
+def test_joints_at_the_border_have_no_confidence(monkeypatch) -> None:
+    """A person of 100 x 400 px, that is of size 200, whose joints stand 4, 7, 9 ... px from the right border."""
+    points = np.stack((np.linspace(0, 100, 39), np.linspace(0, 400, 39)), axis=1) + 50
+    points[:3, 0] = np.array([496, 493, 491])
+    points[3:6, 0] = np.array([400, 399, 398])
+    look = (points, np.ones(39, np.float32), 1.0)
+    monkeypatch.setattr(Detector, "_look", lambda self, image, roi: look)
+    person = object.__new__(Detector)._person(np.zeros((500, 500, 3), np.uint8), Roi(np.array([250.0, 250.0]), 500.0))
+    size = np.sqrt(np.ptp(points[:33], axis=0).prod())
+    gap = 500 - points[:33, 0]
+    np.testing.assert_array_equal(person.confidence, gap >= 0.04 * size)
+    assert 0 < (person.confidence == 0).sum() <= 3
