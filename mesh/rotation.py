@@ -60,6 +60,24 @@ def quaternion_to_axis_angle(quaternion: Tensor) -> Tensor:
     return vector * torch.where(small, 2 / safe_w, 2 * torch.atan2(sine, w) / sine)
 
 
+def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
+    """Rotations (..., 3, 3) -> (..., 3) radians, the shorter way round.
+
+    All rows of the matrix of the quaternion's products lie along it; the longest is sure to have a direction.
+    """
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (row.unbind(-1) for row in matrix.unbind(-2))
+    products = (
+        1 + xx + yy + zz, zy - yz, xz - zx, yx - xy,
+        zy - yz, 1 + xx - yy - zz, xy + yx, xz + zx,
+        xz - zx, xy + yx, 1 - xx + yy - zz, yz + zy,
+        yx - xy, xz + zx, yz + zy, 1 - xx - yy + zz,
+    )  # fmt: skip
+    rows = torch.stack(products, dim=-1).unflatten(-1, (4, 4))
+    longest = rows.diagonal(dim1=-2, dim2=-1).argmax(-1)
+    quaternion = rows.gather(-2, longest[..., None, None].expand(*longest.shape, 1, 4))[..., 0, :]
+    return quaternion_to_axis_angle(normalize(quaternion, dim=-1))
+
+
 def matrix_to_rot6d(matrix: Tensor) -> Tensor:
     """First two columns, (..., 3, 3) -> (..., 6) (Zhou et al. 2019)."""
     return matrix[..., :2].transpose(-1, -2).flatten(-2)
