@@ -1,140 +1,155 @@
-"""MeshNet: a Chebyshev graph network from joints to mesh vertices (Choi et al. 2020, Pose2Mesh, section 5)."""
+"""MeshNet: joints to mesh vertices by frames that carry a template, and a Chebyshev graph network that shapes it.
+
+A redesign of Pose2Mesh's mesh network (Choi et al. 2020, section 5) for accuracy per millisecond. What is rigid is left
+to one frame per body joint, rotation and place, blended over the nodes of a coarsened body graph as in linear blend
+skinning (Loper et al. 2015); what is not, each body's shape and how flesh follows, is an offset of each node in its own
+frame. A fixed sparse matrix takes the nodes to all vertices.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, relu
+from torch.nn.functional import layer_norm, relu
 
 from gcn.coarsening import Hierarchy
-from gcn.graph import Rescaling, joint_adjacency, normalised_laplacian, rescale_laplacian
-from gcn.layers.batchnorm import BatchNorm
+from gcn.frames import GRAPH_LEVEL, NODE_LEVEL, NodeFrames
+from gcn.graph import normalised_laplacian, rescale_laplacian
 from gcn.layers.chebyshev import ChebConv, Operator
 from gcn.layers.sparse import SparseMatrix
+from gcn.posenet import ResidualBlock
 from gcn.upsampling import Upsampling
 from mesh.errors import require
 from mesh.joints import JointSet
+from mesh.rotation import rot6d_to_matrix
 
-# Channels of each block and the graph level it works on; between blocks of different level stands an up-sampling.
-Plan = tuple[tuple[int, tuple[int, ...]], ...]
-PLANS: dict[str, Plan] = {
-    # The original network: nine blocks from level 7 to all vertices .
-    "full": (
-        (7, (64, 128, 256)),
-        *((level, (256, 256, 256)) for level in (6, 5, 4, 3)),
-        (2, (256, 128, 128)),
-        (1, (128, 128, 128)),
-        (0, (128, 128, 128)),
-        (0, (128, 64, 3)),
-    ),
-    # Stops at 289 nodes; a fixed sparse matrix reaches the vertices.
-    "coarse": ((7, (32, 64, 64)), (6, (64, 64, 64)), (5, (64, 64, 64)), (5, (64, 32, 3))),
-}
-JOINT_CHANNELS = (32, 64, 64)
+_UPRIGHT = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)  # 6D rotation of a standing person who faces the camera (y down)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeshNetConfig:
-    """Which plan, and the switches that reproduce the original."""
+    """Which mesh network, its size, and the switches that reproduce the original.
 
-    plan: Literal["coarse", "full"] = "coarse"
-    order: int = 3
-    rescaling: Literal["spectral", "legacy"] = "spectral"
-    linear_skip: bool = True  # add a linear map of the 3D joints, so that the graph learns what is left
+    "frames" is `MeshNet`; "full" the original, `gcn.meshnet_full.FullMeshNet`, whose size is fixed.
+    """
+
+    plan: Literal["frames", "full"] = "frames"
+    order: int = 3  # of the Chebyshev filters
+    width: int = 768  # "frames": of the layers that all frames are read from
+    blocks: int = 2
+    channels: int = 32  # "frames": of the graph convolutions
+    graph_blocks: int = 2
     upsampling_terms: int = 12
-    upsampling_bodies: int = 128  # posed bodies that the up-sampling is fitted to
+    upsampling_bodies: int = 128  # posed bodies that the up-sampling and the first frames are fitted to
+    rescaling: Literal["spectral", "legacy"] = "spectral"  # "full": of the Laplacians
+    linear_skip: bool = True  # "full": add a linear map of the 3D joints, so that the graph learns what is left
 
     def __post_init__(self) -> None:
-        require(self.order >= 1, f"meshnet.order must be at least 1, got {self.order}")
+        for name in ("order", "width", "channels", "upsampling_bodies"):
+            require(getattr(self, name) >= 1, f"meshnet.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("blocks", "graph_blocks"):
+            require(getattr(self, name) >= 0, f"meshnet.{name} must not be negative, got {getattr(self, name)}")
         require(1 <= self.upsampling_terms <= 64, f"meshnet.upsampling_terms: 1 to 64, got {self.upsampling_terms}")
-        require(self.upsampling_bodies >= 1, f"meshnet.upsampling_bodies: at least 1, got {self.upsampling_bodies}")
 
 
 class GraphBlock(nn.Module):
-    """[Chebyshev convolution, batch norm, ReLU] for each channel step, plus the input as residual.
+    """x + f(x), where f is twice [layer norm, ReLU, Chebyshev convolution]."""
 
-    `is_last` leaves norm, ReLU and residual off at the end: the block that writes coordinates.
-    """
-
-    def __init__(self, channels: Sequence[int], order: int, *, residual: bool = True, is_last: bool = False) -> None:
+    def __init__(self, channels: int, order: int) -> None:
         super().__init__()
-        steps = list(zip(channels, channels[1:]))  # noqa: RUF007
-        self.convolutions = nn.ModuleList(ChebConv(a, b, order) for a, b in steps)
-        normed = steps[:-1] if is_last else steps
-        self.norms = nn.ModuleList(BatchNorm(b) for _, b in normed)
-        self.residual = residual and not is_last
+        self.convolutions = nn.ModuleList(ChebConv(channels, channels, order) for _ in range(2))
 
     def forward(self, operator: Operator, x: Tensor) -> Tensor:
-        """(N, B, C_first) -> (N, B, C_last)."""
+        """(N, B, C) -> (N, B, C)."""
         out = x
-        for step, convolution in enumerate(self.convolutions):
-            out = convolution(operator, out)
-            if step < len(self.norms):
-                out = relu(self.norms[step](out.flatten(0, 1)).view_as(out))
-        return out + resize_channels(x, out.shape[-1]) if self.residual else out
-
-
-def resize_channels(x: Tensor, channels: int) -> Tensor:
-    """The original's shortcut between widths: the channels resampled as if they were a signal."""
-    if x.shape[-1] == channels:
-        return x
-    return interpolate(x, size=channels, mode="linear")
+        for convolution in self.convolutions:
+            out = convolution(operator, relu(layer_norm(out, out.shape[-1:])))
+        return x + out
 
 
 class MeshNet(nn.Module):
-    """Joints to vertices: graph convolutions on the joints, one dense step to the coarsest mesh graph, graph blocks
-    with nearest up-sampling through the hierarchy, and for plans that stop early a fixed sparse matrix at the end.
+    """Features and 3D positions of the input joints to vertices, metres, camera frame, relative to the pelvis."""
 
-    Everything inside is node-major, (N, B, C).
-    """
+    rest: Tensor
+    skinning: Tensor
+    bones: Tensor
+    graph_skinning: Tensor
+    parent: Tensor
+    laplacian: Tensor
 
     def __init__(
-        self, joints: JointSet, in_channels: int, hierarchy: Hierarchy, upsampling: Upsampling | None, *,
-        plan: Plan, order: int = 3, rescaling: Rescaling = "spectral", linear_skip: bool = True,
+        self, joints: JointSet, in_channels: int, hierarchy: Hierarchy, frames: NodeFrames, upsampling: Upsampling, *,
+        width: int = 512, blocks: int = 2, channels: int = 32, graph_blocks: int = 2, order: int = 3,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.plan, self.num_joints = plan, len(joints)
-        coarsest, finest = plan[0][0], plan[-1][0]
-        if (finest > 0) != (upsampling is not None):
-            raise ValueError(f"a plan that ends at level {finest} needs {'an' if finest else 'no'} up-sampling matrix")
-        sizes = hierarchy.sizes
-        self.coarsest_size, self.first_channels = sizes[coarsest], plan[0][1][0]
-        # The joint graph keeps its plain Laplacian under "legacy": the original never rescales that one.
-        joint_laplacian = normalised_laplacian(joint_adjacency(joints))
-        joint_mode: Rescaling = "spectral" if rescaling == "spectral" else "none"
-        self.joint_operator = SparseMatrix(rescale_laplacian(joint_laplacian, joint_mode))
-        self.operators = nn.ModuleDict()
-        for level in sorted({level for level, _ in plan}):
-            laplacian = normalised_laplacian(hierarchy.adjacencies[level])
-            self.operators[str(level)] = SparseMatrix(rescale_laplacian(laplacian, rescaling))
-            if level < coarsest:
-                self.register_buffer(f"parent{level}", torch.from_numpy(hierarchy.parents[level]), persistent=False)
-        self.joint_block = GraphBlock((in_channels, *JOINT_CHANNELS), order, residual=False)
-        self.to_mesh = nn.Linear(len(joints) * JOINT_CHANNELS[-1], self.coarsest_size * self.first_channels)
-        self.blocks = nn.ModuleList(
-            GraphBlock(channels, order, is_last=i == len(plan) - 1) for i, (_, channels) in enumerate(plan)
+        num_nodes, num_frames = frames.skinning.shape
+        for name in ("rest", "skinning", "graph_skinning"):
+            self.register_buffer(name, torch.from_numpy(getattr(frames, name)), persistent=False)
+        self.register_buffer("bones", torch.from_numpy(frames.joints), persistent=False)
+        parent = torch.arange(num_nodes)
+        for step in hierarchy.parents[NODE_LEVEL:GRAPH_LEVEL]:
+            parent = torch.from_numpy(step)[parent]
+        self.register_buffer("parent", parent, persistent=False)
+        laplacian = normalised_laplacian(hierarchy.adjacencies[GRAPH_LEVEL])
+        dense = torch.from_numpy(rescale_laplacian(laplacian, "spectral").toarray()).float()
+        self.register_buffer("laplacian", dense, persistent=False)  # so small that dense products are the faster ones
+        self.upsample = SparseMatrix(upsampling.matrix(num_nodes))
+
+        self.trunk = nn.Sequential(
+            nn.Linear(len(joints) * in_channels, width),
+            *[ResidualBlock(width, dropout=0.0, norm="layer") for _ in range(blocks)],
+            nn.LayerNorm(width),
+            nn.ReLU(),
         )
-        self.skip = nn.Linear(len(joints) * 3, sizes[finest] * 3) if linear_skip else None
-        self.upsample = None if upsampling is None else SparseMatrix(upsampling.matrix(sizes[finest]))
+        self.rotations = nn.Linear(width, num_frames * 6)
+        self.places = nn.Linear(width, num_frames * 3)
+        self.mix = nn.Parameter(torch.from_numpy(frames.mix))
+        self.offsets = nn.Linear(width, num_nodes * 3)
+        self.latent = nn.Linear(width, num_frames * channels)
+        self.embedding = nn.Parameter(torch.empty(len(frames.graph_skinning), 1, channels))
+        self.blocks = nn.ModuleList(GraphBlock(channels, order) for _ in range(graph_blocks))
+        self.to_offset = ChebConv(channels, 3, order)
+        with torch.no_grad():  # begins near the lifted joints and an unchanged template
+            nn.init.normal_(self.embedding, std=0.1)
+            self.rotations.bias.copy_(torch.tensor(_UPRIGHT).repeat(num_frames))
+            for layer, scale in (
+                (self.rotations, 0.3),
+                (self.places, 0.1),
+                (self.offsets, 0.05),
+                (self.to_offset, 0.1),
+            ):
+                layer.weight.mul_(scale)
+            nn.init.zeros_(self.places.bias)
+            nn.init.zeros_(self.offsets.bias)
 
     def forward(self, features: Tensor, joints_m: Tensor) -> Tensor:
-        """(B, J, C) features of each joint, (B, J, 3) its 3D position in metres -> (B, V, 3) metres."""
-        x = torch.cat((features, joints_m), dim=-1).transpose(0, 1)
-        x = self.joint_block(self.joint_operator, x.contiguous())  # (J, B, 64)
-        x = self.to_mesh(x.transpose(0, 1).flatten(1))
-        x = x.unflatten(1, (self.coarsest_size, self.first_channels)).transpose(0, 1).contiguous()
-        level = self.plan[0][0]
-        for (block_level, _), block in zip(self.plan, self.blocks):
-            if block_level < level:
-                x = x[getattr(self, f"parent{block_level}")]
-                level = block_level
-            x = block(self.operators[str(level)], x)
-        if self.skip is not None:
-            x = x + self.skip(joints_m.flatten(1)).unflatten(1, (-1, 3)).transpose(0, 1)
-        if self.upsample is not None:
-            x = self.upsample(x)
-        return x.transpose(0, 1)
+        """(B, I, C) features of each joint, (B, I, 3) its 3D position in metres -> (B, V, 3) metres."""
+        hidden = self.trunk(torch.cat((features, joints_m), dim=-1).flatten(1))
+        bones = self._bone_transforms(hidden, joints_m)  # (B, J, 3, 4)
+        blended = (self.skinning @ bones.flatten(2)).unflatten(2, (3, 4))  # (B, K, 3, 4)
+        shaped = self.rest + self._offsets(hidden)
+        nodes = (blended[..., :3] @ shaped[..., None])[..., 0] + blended[..., 3]
+        return self.upsample(nodes.transpose(0, 1)).transpose(0, 1)
+
+    def _bone_transforms(self, hidden: Tensor, joints_m: Tensor) -> Tensor:
+        """What carries rest-pose points with each joint, (B, J, 3, 4)."""
+        rotation = rot6d_to_matrix(self.rotations(hidden).unflatten(1, (-1, 6)))
+        place = self.mix @ joints_m + self.places(hidden).unflatten(1, (-1, 3))
+        shift = place - (rotation @ self.bones[..., None])[..., 0]
+        return torch.cat((rotation, shift[..., None]), dim=-1)
+
+    def _offsets(self, hidden: Tensor) -> Tensor:
+        """How each node leaves its place in the rest pose, (B, K, 3) metres."""
+        latent = self.latent(hidden).unflatten(1, (len(self.bones), -1))  # (B, J, C)
+        x = torch.einsum("gj,bjc->gbc", self.graph_skinning, latent) + self.embedding
+        for block in self.blocks:
+            x = block(self._filter, x)
+        smooth = self.to_offset(self._filter, x)  # (G, B, 3)
+        return self.offsets(hidden).unflatten(1, (-1, 3)) + smooth[self.parent].transpose(0, 1)
+
+    def _filter(self, x: Tensor) -> Tensor:
+        """The rescaled Laplacian of the coarser graph times x, (G, B, C) -> (G, B, C)."""
+        return (self.laplacian @ x.flatten(1)).view_as(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ from torch import Tensor, nn
 
 from gcn.coarsening import Hierarchy, coarsen, hierarchy_from_parents
 from gcn.features import Normalisation, pose_features
+from gcn.frames import GRAPH_LEVEL, NODE_LEVEL, NodeFrames, fit_frames
 from gcn.labeling import LabelingConfig, LabelingNet
-from gcn.meshnet import PLANS, MeshNet, MeshNetConfig
+from gcn.meshnet import MeshNet, MeshNetConfig
+from gcn.meshnet_full import LEVELS as FULL_LEVELS
+from gcn.meshnet_full import FullMeshNet
 from gcn.posenet import PoseNet, PoseNetConfig
 from gcn.upsampling import Upsampling, fit_upsampling
 from mesh.body import Body
@@ -58,22 +61,40 @@ def build_posenet(config: ModelConfig) -> PoseNet:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshGraph:
-    """What ties a MeshNet to a body: the coarsened graph and, for plans that stop early, the up-sampling."""
+    """What ties a MeshNet to a body: the coarsened graph and, for plan "frames", the nodes and their up-sampling."""
 
     hierarchy: Hierarchy
-    upsampling: Upsampling | None
+    upsampling: Upsampling | None = None
+    frames: NodeFrames | None = None
 
 
 def build_graph(config: MeshNetConfig, body: Body, posed_vertices: np.ndarray) -> MeshGraph:
-    """Coarsen a body's mesh; `posed_vertices` (S, V, 3) metres, the first in rest pose, fit the up-sampling."""
-    plan = PLANS[config.plan]
-    hierarchy = coarsen(body.edges, body.num_vertices, max(level for level, _ in plan))
-    finest = plan[-1][0]
-    upsampling = None
-    if finest > 0:
-        vertices = np.asarray(posed_vertices, np.float64)
-        upsampling = fit_upsampling(vertices, hierarchy, finest, num_terms=config.upsampling_terms)
-    return MeshGraph(hierarchy=hierarchy, upsampling=upsampling)
+    """Coarsen a body's mesh; `posed_vertices` (S, V, 3) metres, the first in rest pose, fit what "frames" needs."""
+    if config.plan == "full":
+        return MeshGraph(hierarchy=coarsen(body.edges, body.num_vertices, FULL_LEVELS))
+    vertices = np.asarray(posed_vertices, np.float64)
+    hierarchy = coarsen(body.edges, body.num_vertices, GRAPH_LEVEL)
+    return MeshGraph(
+        hierarchy=hierarchy,
+        upsampling=fit_upsampling(vertices, hierarchy, NODE_LEVEL, num_terms=config.upsampling_terms),
+        frames=fit_frames(body, hierarchy, vertices, JOINTS),
+    )
+
+
+def build_meshnet(config: ModelConfig, graph: MeshGraph) -> MeshNet | FullMeshNet:
+    """The mesh network alone."""
+    m = config.meshnet
+    if m.plan == "full":
+        return FullMeshNet(
+            JOINTS, config.feature_channels + 3, graph.hierarchy, order=m.order, rescaling=m.rescaling,
+            linear_skip=m.linear_skip,
+        )  # fmt: skip
+    if graph.frames is None or graph.upsampling is None:
+        raise ValueError('plan "frames" needs a graph that was built for it')
+    return MeshNet(
+        JOINTS, config.feature_channels + 3, graph.hierarchy, graph.frames, graph.upsampling, width=m.width,
+        blocks=m.blocks, channels=m.channels, graph_blocks=m.graph_blocks, order=m.order,
+    )  # fmt: skip
 
 
 def graph_tensors(graph: MeshGraph) -> dict[str, Tensor]:
@@ -82,6 +103,8 @@ def graph_tensors(graph: MeshGraph) -> dict[str, Tensor]:
     if graph.upsampling is not None:
         tensors["upsampling_nodes"] = torch.from_numpy(graph.upsampling.nodes.astype(np.int16))
         tensors["upsampling_weights"] = torch.from_numpy(graph.upsampling.weights)
+    if graph.frames is not None:
+        tensors |= {f"frames_{f.name}": torch.from_numpy(getattr(graph.frames, f.name)) for f in fields(NodeFrames)}
     return tensors
 
 
@@ -92,10 +115,12 @@ def graph_from_tensors(tensors: Mapping[str, Tensor], digest: str, body: Body, o
     if hierarchy.digest != digest:
         raise InputError(f"{origin} was trained on another mesh than {body.name}: their graphs differ")
     if "upsampling_nodes" not in tensors:
-        return MeshGraph(hierarchy=hierarchy, upsampling=None)
+        return MeshGraph(hierarchy=hierarchy)
     nodes = tensors["upsampling_nodes"].numpy().astype(np.int64)
     return MeshGraph(
-        hierarchy=hierarchy, upsampling=Upsampling(nodes=nodes, weights=tensors["upsampling_weights"].numpy())
+        hierarchy=hierarchy,
+        upsampling=Upsampling(nodes=nodes, weights=tensors["upsampling_weights"].numpy()),
+        frames=NodeFrames(**{f.name: tensors[f"frames_{f.name}"].numpy() for f in fields(NodeFrames)}),
     )
 
 
@@ -106,11 +131,7 @@ class Pose2Mesh(nn.Module):
         super().__init__()
         self.config, self.graph = config, graph
         self.posenet = build_posenet(config)
-        m = config.meshnet
-        self.meshnet = MeshNet(
-            JOINTS, config.feature_channels + 3, graph.hierarchy, graph.upsampling, plan=PLANS[m.plan], order=m.order,
-            rescaling=m.rescaling, linear_skip=m.linear_skip,
-        )  # fmt: skip
+        self.meshnet = build_meshnet(config, graph)
 
     def train(self, mode: bool = True) -> Pose2Mesh:
         """A frozen lifter stays in evaluation mode: no dropout, no moving statistics."""

@@ -14,6 +14,7 @@ COMMANDS = {
     "train-meshnet": "train the mesh network",
     "train-labeling": "train the network that tells left from right",
     "evaluate": "measure trained weights",
+    "measure-detector": "measure the 2D detector on rendered people",
     "benchmark": "measure speed and memory on this machine",
     "fetch-detector": "get the 2D detector's files",
     "convert": "make records of a dataset's official files",

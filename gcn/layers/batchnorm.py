@@ -25,12 +25,12 @@ class BatchNorm(nn.BatchNorm1d):
         mean = sums[:-1] / count
         centred = values - mean
         variance = all_reduce(centred.square().sum(0)) / count
-        self._follow(mean.detach(), (variance * count / (count - 1)).detach())
+        self.follow(mean.detach(), (variance * count / (count - 1)).detach())
         normed = centred * (variance + self.eps).rsqrt()
         return (normed * self.weight + self.bias).to(x.dtype)
 
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        """Running statistics, as the parent keeps them: the unbiased variance, a plain mean if momentum is None."""
+    def follow(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics as the parent does: unbiased variance, a plain mean if momentum is None."""
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
@@ -42,3 +42,10 @@ class BatchNorm(nn.BatchNorm1d):
 def _with_count(sums: Tensor, count: int) -> Tensor:
     """A sum and how many rows it is of, in one tensor: one message instead of two."""
     return nn.functional.pad(sums, (0, 1), value=float(count))
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """In place and without gradients; nothing when this process trains alone."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values

@@ -71,3 +71,39 @@ class SparseMatrix(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]} x {self.shape[1]}, {len(self.values)} non-zeros"
+
+
+class SampleRows(nn.Module):
+    """x -> A x for each sample of sample-major features: (B, N, C) -> (B, M, C), without gradients.
+
+    What autograd Functions are made of. On the CPU, where a batch of one sample at a time is meant, the product is an
+    embedding bag (two to three times as fast as CSR there); elsewhere CSR over the whole batch.
+    """
+
+    offsets: Tensor
+    columns: Tensor
+    values: Tensor
+
+    def __init__(self, matrix: sparse.spmatrix) -> None:
+        super().__init__()
+        csr = matrix.tocsr()
+        csr.sort_indices()
+        self.shape = tuple(int(n) for n in csr.shape)
+        self.register_buffer("offsets", torch.from_numpy(csr.indptr.astype(np.int32)), persistent=False)
+        self.register_buffer("columns", torch.from_numpy(csr.indices.astype(np.int32)), persistent=False)
+        self.register_buffer("values", torch.tensor(csr.data, dtype=torch.get_default_dtype()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, M, C)."""
+        if x.device.type == "cpu":
+            bags = [
+                torch.embedding_bag(sample, self.columns, self.offsets, False, 0, False, self.values, True)[0]
+                for sample in x
+            ]
+            return bags[0][None] if len(bags) == 1 else torch.stack(bags)
+        matrix = torch.sparse_csr_tensor(self.offsets, self.columns, self.values, self.shape, check_invariants=False)
+        flat = x.transpose(0, 1).reshape(self.shape[1], -1)
+        return (matrix @ flat).view(self.shape[0], len(x), -1).transpose(0, 1).contiguous()
+
+    def extra_repr(self) -> str:
+        return f"{self.shape[0]} x {self.shape[1]}, {len(self.values)} non-zeros"

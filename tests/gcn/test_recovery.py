@@ -6,8 +6,7 @@ import torch
 
 from gcn.pose2mesh import ModelConfig, Pose2Mesh, build_graph, build_labeling
 from gcn.posenet import PoseNetConfig
-from gcn.recovery import MIN_JOINTS, MeshRecovery
-from gcn.upsampling import pool_clusters
+from gcn.recovery import MIN_JOINTS, MeshRecovery, NoInitialisation
 from mesh.body import load_body
 from mesh.errors import InputError
 from mesh.joints import COCO17, HUMAN36M17, MPII16, JointSet, Keypoints
@@ -22,11 +21,10 @@ def recovery() -> MeshRecovery:
     torch.manual_seed(0)
     config = ModelConfig(posenet=PoseNetConfig(width=32, blocks=1))
     model = Pose2Mesh(config, build_graph(config.meshnet, BODY, FACING[None]))
-    nodes = pool_clusters(FACING[None], model.graph.hierarchy.clusters(5))[0]
+    bones = BODY.joint_regressor @ FACING - BODY.regressor(HUMAN36M17)[HUMAN36M17.root_idx] @ FACING
     with torch.no_grad():
-        model.meshnet.skip.bias.copy_(torch.from_numpy(nodes).flatten())
-        for parameter in model.meshnet.blocks[-1].parameters():
-            parameter.mul_(0.05)
+        model.meshnet.mix.mul_(0.1)
+        model.meshnet.places.bias.copy_(torch.from_numpy(bones.astype(np.float32)).flatten())
     return MeshRecovery(model, (build_labeling(config), config), BODY)
 
 
@@ -81,7 +79,7 @@ def test_the_more_probable_labeling_is_used_and_reported(recovery: MeshRecovery,
     assert chosen.flags(0) == ["left_right_exchanged"] and chosen.flags(1) == [] and not as_given.exchanged.any()
     expected = np.where(chosen.exchanged[:, None, None], other.vertices, as_given.vertices)
     np.testing.assert_allclose(chosen.vertices, expected, atol=1e-5)
-    np.testing.assert_allclose(chosen.exchange_probability[5], 0.09 / (0.09 + 0.91 * np.exp(-2.2)), rtol=1e-4)
+    np.testing.assert_allclose(chosen.exchange_probability[5], 0.02 / (0.02 + 0.98 * np.exp(-2.2)), rtol=1e-4)
 
 
 def test_the_mesh_lies_over_the_given_joints_in_the_picture(recovery: MeshRecovery) -> None:
@@ -108,3 +106,20 @@ def test_any_joint_set_with_hips_and_shoulders_is_taken_and_others_refused(recov
     headless = JointSet(name="legs", names=("left_knee", "right_knee"), edges=(), root="left_knee")
     with pytest.raises(InputError, match="cannot convert legs to coco19"):
         recovery.recover(people(1, headless))
+
+
+def test_shipped_networks_are_loaded_without_drawing_random_weights_first() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    MeshRecovery.from_pretrained()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_initialisation_nothing_else_changes() -> None:
+    given = torch.full((3,), 7.0)
+    with NoInitialisation():
+        assert torch.nn.init.kaiming_uniform_(given[:, None]).shape == (3, 1)
+        assert torch.nn.init.uniform_(tensor=given) is given
+        assert given.tolist() == [7, 7, 7]
+        assert (given + torch.ones(3)).tolist() == [8, 8, 8]
+    assert torch.nn.init.uniform_(given).max() < 1

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gcn.meshnet import PLANS, MeshNet
-from gcn.pose2mesh import JOINTS, build_graph, build_posenet
+from gcn.pose2mesh import build_graph, build_meshnet, build_posenet
 from gcn.train_state import make_state
 from mesh.body import load_body
 from mesh.errors import InputError
@@ -22,13 +21,9 @@ def test_there_are_configs() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_its_networks_and_optimisers(path: Path) -> None:
     config = load_experiment(path)
-    body, meshnet = load_body(), config.model.meshnet
-    graph = build_graph(meshnet, body, body.template[None])
-    network = MeshNet(
-        JOINTS, config.model.feature_channels + 3, graph.hierarchy, graph.upsampling, plan=PLANS[meshnet.plan],
-        order=meshnet.order, rescaling=meshnet.rescaling, linear_skip=meshnet.linear_skip,
-    )  # fmt: skip
-    make_state(network, config.meshnet_training)
+    body = load_body()
+    graph = build_graph(config.model.meshnet, body, body.template[None])
+    make_state(build_meshnet(config.model, graph), config.meshnet_training)
     make_state(build_posenet(config.model), config.posenet_training)
 
 
@@ -49,7 +44,7 @@ def test_overrides_win_over_the_file() -> None:
     [
         ("posenet_training.optim.lrr=1", r"posenet_training\.optim\.lrr: .*not in 'OptimConfig'.*'lr'"),
         ("posenet_training.steps=many", r"posenet_training\.steps: .*'many'.*could not be converted to Integer"),
-        ("model.meshnet.plan=huge", r"model\.meshnet\.plan: .*'huge', expected one of \['coarse', 'full'\]"),
+        ("model.meshnet.plan=huge", r"model\.meshnet\.plan: .*'huge', expected one of \['frames', 'full'\]"),
         ("posenet_training.optim.lr=-1", "optim.lr must be positive, got -1"),
         ("posenet_training.ema=1", r"ema must lie in \[0, 1\)"),
         ("posenet_training.loss.lift_joint=-1", "loss.lift_joint must be finite and not negative"),

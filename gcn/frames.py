@@ -1,0 +1,57 @@
+"""What a mesh network that carries a template by joint frames knows of a body: its nodes, their weights, its joints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gcn.coarsening import Hierarchy
+from gcn.upsampling import pool_clusters
+from mesh.body import Body
+from mesh.joints import HUMAN36M17, JointSet
+
+NODE_LEVEL = 5  # of the hierarchy: the nodes that are carried (SMPL's mesh: 289)
+GRAPH_LEVEL = 7  # the coarser nodes that the graph convolutions run on (81)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeFrames:
+    """The template's nodes in rest pose, and how the frames of J body joints carry them.
+
+    `rest` (K, 3) metres, `skinning` (K, J) rows summing to one, `joints` (J, 3) rest positions, `graph_skinning` (G, J)
+    the same weights of the coarser graph, `mix` (J, I) weights of the I input joints that give each body joint.
+    """
+
+    rest: np.ndarray
+    skinning: np.ndarray
+    joints: np.ndarray
+    graph_skinning: np.ndarray
+    mix: np.ndarray
+
+
+def fit_frames(body: Body, hierarchy: Hierarchy, vertices: np.ndarray, joints: JointSet) -> NodeFrames:
+    """Means of the body's template and skinning weights over clusters; `mix` by least squares on posed bodies.
+
+    vertices: (S, V, 3) metres, S posed bodies.
+    """
+    nodes, graph = hierarchy.clusters(NODE_LEVEL), hierarchy.clusters(GRAPH_LEVEL)
+    return NodeFrames(
+        rest=pool_clusters(body.template[None].astype(np.float64), nodes)[0].astype(np.float32),
+        skinning=pool_clusters(body.skinning[None].astype(np.float64), nodes)[0].astype(np.float32),
+        joints=(body.joint_regressor.astype(np.float64) @ body.template).astype(np.float32),
+        graph_skinning=pool_clusters(body.skinning[None].astype(np.float64), graph)[0].astype(np.float32),
+        mix=_fit_mix(body, np.asarray(vertices, np.float64), joints).astype(np.float32),
+    )
+
+
+def _fit_mix(body: Body, vertices: np.ndarray, joints: JointSet, ridge: float = 1e-3) -> np.ndarray:
+    """Body joints, relative to the Human3.6M pelvis, as sums of input joints, relative to their own root; (J, I)."""
+    given = body.regressor(joints).astype(np.float64) @ vertices  # (S, I, 3)
+    given -= given[:, joints.root_idx, None]
+    pelvis = body.regressor(HUMAN36M17)[HUMAN36M17.root_idx].astype(np.float64) @ vertices
+    wanted = body.joint_regressor.astype(np.float64) @ vertices - pelvis[:, None]
+    gram = np.einsum("sic,sjc->ij", given, given)
+    right = np.einsum("sic,sjc->ij", given, wanted)
+    scale = np.trace(gram) / len(gram)
+    return np.linalg.solve(gram + ridge * scale * np.eye(len(gram)), right).T
