@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from gcn.labeling import LabelingNet, exchanged_probability
-from gcn.layers.sparse import SparseMatrix
 from gcn.pose2mesh import JOINTS, ModelConfig, Pose2Mesh, load_labeling, load_pose2mesh
 from mesh.body import Body, load_body
 from mesh.camera import apply_weak_perspective, fit_weak_perspective
 from mesh.joints import COCO17, HUMAN36M17, MIN_CONFIDENCE, Keypoints
+from mesh.protocols import JointRegression
 
 MIN_JOINTS = 5
 
@@ -55,6 +57,19 @@ class Recovered:
         return apply_weak_perspective(vertices[None], camera[None])[0].numpy()
 
 
+class NoInitialisation(TorchFunctionMode):
+    """Within it networks are built without the random numbers that loading replaces anyway."""
+
+    def __torch_function__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The random functions of `torch.nn.init` give their tensor back as it is; all others work as ever."""
+        named = dict(kwargs or {})
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return named["tensor"] if "tensor" in named else args[0]
+        return func(*args, **named)
+
+
 class MeshRecovery:
     """A trained Pose2Mesh with its body and the left/right network, ready to be used."""
 
@@ -67,8 +82,7 @@ class MeshRecovery:
     ) -> None:
         self.model, self.body, self.device = model.eval().to(device), body, torch.device(device)
         self._labeling, self._labeling_config = labeling[0].eval().to(device), labeling[1]
-        regressor = np.concatenate([body.regressor(HUMAN36M17), body.regressor(COCO17)])
-        self._regress = SparseMatrix(csr_matrix(regressor)).to(self.device)  # human36m17, then coco17
+        self._regress = JointRegression(body, HUMAN36M17, COCO17, device=self.device)
 
     @classmethod
     def from_pretrained(
@@ -76,7 +90,7 @@ class MeshRecovery:
     ) -> MeshRecovery:
         """The weights that ship on the free body, or others on their body; left and right by the shipped network."""
         loaded = load_body(body)
-        with resources.as_file(resources.files("gcn") / "weights") as folder:
+        with resources.as_file(resources.files("gcn") / "weights") as folder, NoInitialisation():
             model = load_pose2mesh(weights or folder / "pose2mesh.safetensors", loaded)
             return cls(model, load_labeling(folder / "labeling.safetensors"), loaded, device)
 
@@ -114,10 +128,10 @@ class MeshRecovery:
         confidence = torch.where(exchanged[:, None], confidence[:, mirrored], confidence)
         valid &= self.model.config.features(positions, confidence)[..., :2].abs().amax((1, 2)) > 0
         _, vertices = self.model(positions, confidence)
-        joints = self._regress(vertices.transpose(0, 1)).transpose(0, 1)
+        joints, seen = (found.float() for found in self._regress(vertices))
         pelvis = joints[:, HUMAN36M17.root_idx, None]
-        vertices, joints = vertices - pelvis, joints - pelvis
-        seen, known = joints[:, len(HUMAN36M17) :], confidence[:, : len(COCO17)]
+        vertices, joints, seen = vertices - pelvis, joints - pelvis, seen - pelvis
+        known = confidence[:, : len(COCO17)]
         camera = fit_weak_perspective(seen, positions[:, : len(COCO17)], known)
         placed = apply_weak_perspective(seen, camera)[..., :2]
         distance = (placed - positions[:, : len(COCO17)]).norm(dim=-1)
@@ -126,7 +140,7 @@ class MeshRecovery:
         missing = ~valid
         return Recovered(
             vertices=vertices.masked_fill(missing[:, None, None], torch.nan).cpu().numpy(),
-            joints=joints[:, : len(HUMAN36M17)].masked_fill(missing[:, None, None], torch.nan).cpu().numpy(),
+            joints=joints.masked_fill(missing[:, None, None], torch.nan).cpu().numpy(),
             camera=camera.masked_fill(missing[:, None], torch.nan).cpu().numpy(),
             exchanged=(exchanged & valid).cpu().numpy(),
             exchange_probability=probability.masked_fill(missing, torch.nan).cpu().numpy(),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from data.detection import Detector
     from gcn.recovery import MeshRecovery
+    from tools.body_parameters import ParameterFinder
     from tools.inputs import Job
     from tools.results import Results
 
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--weights", help="weights file (default: the weights that ship)")
     p.add_argument("--joint-set", help="joint set of a keypoint file that does not name its joints")
     p.add_argument("--keypoints", help="2D joints of the images, used instead of the detector; alone: the input")
-    p.add_argument("--format", help="comma-separated: obj, ply, glb, npz (default: obj,npz; for arrays npz)")
+    p.add_argument("--format", help="comma-separated: obj, ply, glb, npz, smpl (default: obj,npz; for arrays npz)")
     p.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="draw NAME_overlay.png")
     p.add_argument(
         "--exchange",
@@ -62,18 +63,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.max_people < 1:
         raise InputError(f"--max-people must be at least 1, got {args.max_people}")
     jobs = plan_jobs(args.inputs, args.keypoints, None if args.joint_set is None else joint_set(args.joint_set))
-    from tools.results import Results, parse_formats
+    from tools.results import WITH_PARAMETERS, Results, parse_formats
 
     default = "npz" if all(job.is_array for job in jobs) else "obj,npz"
     formats = parse_formats(default if args.format is None else args.format)
-    recovery = _recovery(args)
-    detector = _detector(jobs)
+    with command.starting():
+        detector = _detector(jobs)
+        recovery = _recovery(args)
+        finder = _finder(recovery) if WITH_PARAMETERS & set(formats) else None
     inputs = [*args.inputs, *([args.keypoints] if args.keypoints else []), *(job.image for job in jobs if job.image)]
     results = Results(args.out, recovery.body.faces, formats, protected={Path(p).resolve() for p in inputs})
     results.prepare()
     for job in jobs:
         try:
-            _recover(job, recovery, detector, results, args)
+            _recover(job, recovery, detector, finder, results, args)
         except InputError as error:
             results.fail(job.source, str(error))
         results.write_summary()
@@ -95,8 +98,19 @@ def _recovery(args: argparse.Namespace) -> MeshRecovery:
     return MeshRecovery.from_pretrained(args.weights, body=args.body, device=command.choose_device(args.device))
 
 
+def _finder(recovery: MeshRecovery) -> ParameterFinder:
+    from tools.body_parameters import ParameterFinder
+
+    return ParameterFinder(recovery.body, recovery.device)
+
+
 def _recover(
-    job: Job, recovery: MeshRecovery, detector: Detector | None, results: Results, args: argparse.Namespace
+    job: Job,
+    recovery: MeshRecovery,
+    detector: Detector | None,
+    finder: ParameterFinder | None,
+    results: Results,
+    args: argparse.Namespace,
 ) -> None:
     """One job from its pixels or joints to its files."""
     if job.problem:
@@ -116,10 +130,11 @@ def _recover(
         return
     exchange = job.keypoints is None if args.exchange is None else args.exchange
     people = recovery.recover(keypoints, exchange=exchange)
+    parameters = None if finder is None else finder.find(people)
     if job.is_array:
-        results.write_array(job.source, job.name, keypoints, people)
+        results.write_array(job.source, job.name, keypoints, people, parameters)
     else:
-        results.write_people(job.source, job.name, keypoints, people, image if args.overlay else None)
+        results.write_people(job.source, job.name, keypoints, people, parameters, image if args.overlay else None)
 
 
 def _report(results: Results) -> int:

@@ -186,3 +186,25 @@ def test_a_failure_other_than_of_the_disk_stays_what_it_is(tmp_path: Path) -> No
     with pytest.raises(ZeroDivisionError), files.replacing(tmp_path / "a.bin"):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_how_the_arrays_lie_in_memory_changes_no_byte(kind: str, tmp_path: Path) -> None:
+    write = MESH_WRITERS[kind]
+    write(tmp_path / "rows", TETRAHEDRON, TETRAHEDRON_FACES)
+    write(tmp_path / "columns", np.asfortranarray(TETRAHEDRON), np.asfortranarray(TETRAHEDRON_FACES))
+    assert (tmp_path / "rows").read_bytes() == (tmp_path / "columns").read_bytes()
+
+
+def test_the_writers_leave_their_arguments_alone(tmp_path: Path) -> None:
+    vertices, faces = TETRAHEDRON.copy(), TETRAHEDRON_FACES.copy()
+    for kind, write in MESH_WRITERS.items():
+        write(tmp_path / kind, vertices, faces)
+    np.testing.assert_array_equal(vertices, TETRAHEDRON)
+    np.testing.assert_array_equal(faces, TETRAHEDRON_FACES)
+
+
+def test_the_largest_coordinates_are_written_to_the_micrometre(tmp_path: Path) -> None:
+    vertices = np.array([[999.0, -999.0, 998.999999], [0, 0, 0], [1e-6, 0, 0]])
+    write_obj(tmp_path / "large.obj", vertices, np.array([[0, 1, 2]]))
+    assert (tmp_path / "large.obj").read_text().splitlines()[0] == "v 999.000000 999.000000 -998.999999"
