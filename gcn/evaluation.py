@@ -25,7 +25,7 @@ def _joined(rows: list[Errors]) -> Errors:
 
 
 @torch.inference_mode()
-def predict_mesh(model: Pose2Mesh, batch: Batch, size: int = _BATCH) -> Tensor:
+def predict_mesh(model: nn.Module, batch: Batch, size: int = _BATCH) -> Tensor:
     """Vertices of a batch of any size, `size` at a time: (B, V, 3) metres."""
     pieces = zip(batch.keypoints_px.split(size), batch.confidence.split(size))
     return torch.cat([model(keypoints, confidence)[1] for keypoints, confidence in pieces])

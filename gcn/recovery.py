@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gcn.labeling import LabelingNet, exchanged_probability
+from gcn.mirroring import MirrorAveraged
 from gcn.pose2mesh import JOINTS, ModelConfig, Pose2Mesh, load_labeling, load_pose2mesh
 from mesh.body import Body, load_body
 from mesh.camera import apply_weak_perspective, fit_weak_perspective
@@ -21,6 +22,9 @@ from mesh.joints import COCO17, HUMAN36M17, MIN_CONFIDENCE, Keypoints
 from mesh.protocols import JointRegression
 
 MIN_JOINTS = 5
+# Beyond lies a tenth of the held-out people with detector-like joints, whose meshes are off by 1.6 times as much as
+# those of the others (docs/experiments.md).
+UNSURE_M = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,8 @@ class Recovered:
 
     `vertices` (N, V, 3) and `joints` (N, 17, 3; human36m17) in metres; `camera` (N, 3) scale in px/m and shift in px
     of the weak-perspective camera; `exchanged` (N,) True where left and right of the 2D joints were exchanged;
+    `spread` (N,) metres, mean distance of the vertices from those found in the mirror image: large where the networks
+    are unsure; 0 on a body without a mirror table;
     `misfit` (N,) distance of the mesh's joints from the 2D joints in the picture, in person sizes;
     `exchange_probability` (N,) that the detector had exchanged them;
     `valid` (N,) False where too few joints were known or all lay in one place: the rest of that person is then NaN.
@@ -40,6 +46,7 @@ class Recovered:
     exchanged: np.ndarray
     exchange_probability: np.ndarray
     misfit: np.ndarray
+    spread: np.ndarray
     valid: np.ndarray
 
     def __len__(self) -> int:
@@ -49,7 +56,8 @@ class Recovered:
         """What a reader of the result should know about a person."""
         if not self.valid[person]:
             return ["not_recoverable"]
-        return ["left_right_exchanged"] if self.exchanged[person] else []
+        flags = {"left_right_exchanged": self.exchanged[person], "unsure": self.spread[person] > UNSURE_M}
+        return [name for name, holds in flags.items() if holds]
 
     def vertices_px(self, person: int) -> np.ndarray:
         """The mesh in the picture, (V, 3): x, y and depth in px."""
@@ -82,6 +90,7 @@ class MeshRecovery:
     ) -> None:
         self.model, self.body, self.device = model.eval().to(device), body, torch.device(device)
         self._labeling, self._labeling_config = labeling[0].eval().to(device), labeling[1]
+        self._averaged = None if body.mirror is None else MirrorAveraged(self.model, body).to(device)
         self._regress = JointRegression(body, HUMAN36M17, COCO17, device=self.device)
 
     @classmethod
@@ -112,7 +121,8 @@ class MeshRecovery:
         return Recovered(
             vertices=np.zeros((0, self.body.num_vertices, 3), np.float32),
             joints=np.zeros((0, len(HUMAN36M17), 3), np.float32),
-            camera=nothing, exchanged=no, exchange_probability=nothing[:, 0], misfit=nothing[:, 0], valid=no,
+            camera=nothing, exchanged=no, exchange_probability=nothing[:, 0], misfit=nothing[:, 0],
+            spread=nothing[:, 0], valid=no,
         )  # fmt: skip
 
     @torch.inference_mode()
@@ -127,7 +137,7 @@ class MeshRecovery:
         positions = torch.where(exchanged[:, None, None], positions[:, mirrored], positions)
         confidence = torch.where(exchanged[:, None], confidence[:, mirrored], confidence)
         valid &= self.model.config.features(positions, confidence)[..., :2].abs().amax((1, 2)) > 0
-        _, vertices = self.model(positions, confidence)
+        vertices, spread = self._vertices(positions, confidence)
         joints, seen = (found.float() for found in self._regress(vertices))
         pelvis = joints[:, HUMAN36M17.root_idx, None]
         vertices, joints, seen = vertices - pelvis, joints - pelvis, seen - pelvis
@@ -145,8 +155,17 @@ class MeshRecovery:
             exchanged=(exchanged & valid).cpu().numpy(),
             exchange_probability=probability.masked_fill(missing, torch.nan).cpu().numpy(),
             misfit=misfit.masked_fill(missing, torch.nan).cpu().numpy(),
+            spread=spread.masked_fill(missing, torch.nan).cpu().numpy(),
             valid=valid.cpu().numpy(),
         )
+
+    def _vertices(self, positions: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, V, 3), averaged with those found in the mirror image, and their mean distance from these (B,); metres."""
+        if self._averaged is None:
+            vertices = self.model(positions, confidence)[1]
+            return vertices, vertices.new_zeros(len(vertices))
+        (_, seen), (_, mirrored) = self._averaged.looks(positions, confidence)
+        return (seen + mirrored) / 2, (seen - mirrored).norm(dim=-1).mean(1)
 
 
 def _size_px(points: Tensor) -> Tensor:

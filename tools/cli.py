@@ -15,6 +15,7 @@ COMMANDS = {
     "train-labeling": "train the network that tells left from right",
     "evaluate": "measure trained weights",
     "measure-detector": "measure the 2D detector on rendered people",
+    "robustness": "check the recovery on pictures without any truth",
     "benchmark": "measure speed and memory on this machine",
     "fetch-detector": "get the 2D detector's files",
     "convert": "make records of a dataset's official files",

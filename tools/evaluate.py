@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--images", type=Path, help="image folder of the dataset: pictures over the photos")
     p.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two metrics.json (or their folders)")
+    p.add_argument("--mirror", action="store_true", help="average with the mirror image, as recover does")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return p
 
@@ -91,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = command.choose_device(args.device)
     body = load_body(args.body)
     networks = _networks(args, body, device)
-    if networks.mesh is None and (args.vis or args.smooth):
-        raise InputError("--vis and --smooth are about meshes, which a lifter has none of")
+    if networks.mesh is None and (args.vis or args.smooth or args.mirror):
+        raise InputError("--vis, --smooth and --mirror are about meshes, which a lifter has none of")
     samples, columns, card = _measure(args, config, chosen, networks, body, device)
     weights = args.weights or "shipped"
     report = Report(card=card, columns=columns, weights=str(weights))
@@ -146,6 +147,7 @@ def _networks(args: argparse.Namespace, body: Body, device: torch.device) -> Net
     """Lifter and mesh network of the weights file, or its lifter alone."""
     from importlib import resources
 
+    from gcn.mirroring import MirrorAveraged
     from gcn.pose2mesh import load_pose2mesh, load_posenet
     from tools.evaluation_scores import Networks
 
@@ -155,7 +157,8 @@ def _networks(args: argparse.Namespace, body: Body, device: torch.device) -> Net
             posenet, config = load_posenet(path)
             return Networks(posenet=posenet.to(device), config=config, mesh=None)
         model = load_pose2mesh(path, body).to(device)
-    return Networks(posenet=model.posenet, config=model.config, mesh=model)
+    mesh = MirrorAveraged(model, body).to(device) if args.mirror else model
+    return Networks(posenet=model.posenet, config=model.config, mesh=mesh)
 
 
 def _holds_only_a_lifter(path: Path) -> bool:
@@ -192,6 +195,8 @@ def _measure(
         found, about = from_records(args, config, protocol, body, bodies, device)
         samples = dict(found)
         card |= about
+    if args.mirror:
+        card["mesh"] = "mean of the results for the 2D pose and for its mirror image"
     columns = {}
     smoother = _smoother(args)
     for name, some in samples.items():

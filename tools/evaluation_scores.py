@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gcn.evaluation import lift, lift_scores, predict_mesh
+from gcn.mirroring import MirrorAveraged
 from gcn.pose2mesh import ModelConfig, Pose2Mesh
 from gcn.posenet import PoseNet
 from mesh.body import Body
@@ -27,11 +28,11 @@ Smoother = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Networks:
-    """What is measured: lifter and mesh network, or the lifter alone."""
+    """What is measured: lifter and mesh network (as it is, or averaged with the mirror image), or the lifter alone."""
 
     posenet: PoseNet
     config: ModelConfig
-    mesh: Pose2Mesh | None
+    mesh: Pose2Mesh | MirrorAveraged | None
 
 
 @dataclass

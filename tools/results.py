@@ -99,6 +99,7 @@ class Results:
                 scale, x, y = (round(float(v), 3) for v in people.camera[k])
                 row["camera"] = {"px_per_m": scale, "shift_px": [x, y]}
                 row["misfit"] = round(float(people.misfit[k]), 4)
+                row["spread_m"] = round(float(people.spread[k]), 4)
                 if parameters is not None:
                     row["fit_distance_m"] = round(float(parameters.fit_distance_m[k]), 4)
                 row["exchange_probability"] = round(float(people.exchange_probability[k]), 4)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,23 @@ def test_a_person_shrunk_to_a_point_is_not_recovered(recovery: MeshRecovery) -> 
     assert found.valid.tolist() == [False, True] and found.flags(0) == ["not_recoverable"]
 
 
+def test_the_spread_is_what_the_mirror_image_disagrees_by_and_flags_the_unsure(recovery: MeshRecovery) -> None:
+    found = recovery.recover(people(6))
+    mirrored = people(6).mirrored_labels()
+    mirrored.positions_px[..., 0] *= -1
+    other = recovery.recover(mirrored)
+    np.testing.assert_allclose(found.spread, other.spread, atol=1e-5)
+    assert (found.spread > 0).all()
+    unsure = replace(found, spread=np.array([0.01, 0.2, 0.01, 0.2, 0.01, 0.2]))
+    assert [unsure.flags(k) for k in range(3)] == [[], ["unsure"], []]
+
+
+def test_without_a_mirror_table_nothing_is_averaged(recovery: MeshRecovery) -> None:
+    plain = MeshRecovery(recovery.model, (recovery._labeling, recovery._labeling_config), replace(BODY, mirror=None))
+    found, averaged = plain.recover(people(3)), recovery.recover(people(3))
+    assert (found.spread == 0).all() and np.abs(found.vertices - averaged.vertices).max() > 1e-4
+
+
 def test_the_more_probable_labeling_is_used_and_reported(recovery: MeshRecovery, monkeypatch) -> None:
     keypoints = people(6)
     log_odds = torch.tensor([9.0, -9, 9, -9, 9, 2.2])  # the last is more likely than not, but not against the prior
@@ -76,7 +95,8 @@ def test_the_more_probable_labeling_is_used_and_reported(recovery: MeshRecovery,
     as_given = recovery.recover(keypoints, exchange=False)
     other = recovery.recover(keypoints.mirrored_labels(), exchange=False)
     assert chosen.exchanged.tolist() == [True, False, True, False, True, False]
-    assert chosen.flags(0) == ["left_right_exchanged"] and chosen.flags(1) == [] and not as_given.exchanged.any()
+    flagged = ["left_right_exchanged" in chosen.flags(k) for k in range(6)]
+    assert flagged == chosen.exchanged.tolist() and not as_given.exchanged.any()
     expected = np.where(chosen.exchanged[:, None, None], other.vertices, as_given.vertices)
     np.testing.assert_allclose(chosen.vertices, expected, atol=1e-5)
     np.testing.assert_allclose(chosen.exchange_probability[5], 0.02 / (0.02 + 0.98 * np.exp(-2.2)), rtol=1e-4)

@@ -35,7 +35,8 @@ def people() -> Recovered:
     zero = np.zeros(3, np.float32)
     return Recovered(
         vertices=vertices, joints=np.zeros((3, 17, 3), np.float32), camera=np.ones((3, 3), np.float32),
-        exchanged=np.zeros(3, bool), exchange_probability=zero, misfit=zero, valid=np.array([True, False, True]),
+        exchanged=np.zeros(3, bool), exchange_probability=zero, misfit=zero, spread=zero,
+        valid=np.array([True, False, True]),
     )  # fmt: skip
 
 
