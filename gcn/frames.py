@@ -33,15 +33,16 @@ class NodeFrames:
 def fit_frames(body: Body, hierarchy: Hierarchy, vertices: np.ndarray, joints: JointSet) -> NodeFrames:
     """Means of the body's template and skinning weights over clusters; `mix` by least squares on posed bodies.
 
-    vertices: (S, V, 3) metres, S posed bodies.
+    vertices: (S, V, 3) metres, S posed bodies. What matrix products give is rounded, because their last digits change
+    from run to run, and a run killed before its first checkpoint must begin again with the very same network.
     """
     nodes, graph = hierarchy.clusters(NODE_LEVEL), hierarchy.clusters(GRAPH_LEVEL)
     return NodeFrames(
         rest=pool_clusters(body.template[None].astype(np.float64), nodes)[0].astype(np.float32),
         skinning=pool_clusters(body.skinning[None].astype(np.float64), nodes)[0].astype(np.float32),
-        joints=(body.joint_regressor.astype(np.float64) @ body.template).astype(np.float32),
+        joints=np.round(body.joint_regressor.astype(np.float64) @ body.template, 6).astype(np.float32),
         graph_skinning=pool_clusters(body.skinning[None].astype(np.float64), graph)[0].astype(np.float32),
-        mix=_fit_mix(body, np.asarray(vertices, np.float64), joints).astype(np.float32),
+        mix=np.round(_fit_mix(body, np.asarray(vertices, np.float64), joints), 4).astype(np.float32),
     )
 
 
