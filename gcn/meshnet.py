@@ -106,7 +106,7 @@ class MeshNet(nn.Module):
         )
         self.rotations = nn.Linear(width, num_frames * 6)
         self.places = nn.Linear(width, num_frames * 3)
-        self.mix = nn.Parameter(torch.from_numpy(frames.mix))
+        self.mix = nn.Parameter(torch.tensor(frames.mix))  # a copy: it is trained
         self.offsets = nn.Linear(width, num_nodes * 3)
         self.latent = nn.Linear(width, num_frames * channels)
         self.embedding = nn.Parameter(torch.empty(len(frames.graph_skinning), 1, channels))

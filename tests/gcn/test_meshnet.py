@@ -116,6 +116,14 @@ def test_every_parameter_receives_a_gradient(net: MeshNet, people) -> None:
     assert not without
 
 
+def test_training_leaves_the_fitted_frames_as_they_are(net: MeshNet, frames: NodeFrames, people) -> None:
+    fitted = frames.mix.copy()
+    net(*people).pow(3).sum().backward()
+    torch.optim.SGD(net.parameters(), lr=0.1).step()
+    assert not np.array_equal(net.mix.detach().numpy(), fitted)
+    np.testing.assert_array_equal(frames.mix, fitted)
+
+
 def test_a_person_does_not_depend_on_the_others_in_the_batch(net: MeshNet, people) -> None:
     with torch.inference_mode():
         alone = torch.cat([net(people[0][i : i + 1], people[1][i : i + 1]) for i in range(5)])
