@@ -251,8 +251,11 @@ def load_pose2mesh(path: str | Path, body: Body) -> Pose2Mesh:
     path = Path(path)
     tensors, metadata = _read_weights(path, "pose2mesh")
     with _consistent(path):
+        config = model_config(metadata["config"])
+        if config.meshnet.plan not in ("frames", "full"):  # of an earlier version; its lifter can still be used
+            raise InputError(f"{path} holds a mesh network {config.meshnet.plan!r}, which is no more; train it anew")
         graph = graph_from_tensors(_strip(tensors, "graph."), metadata["graph"], body, str(path))
-        model = Pose2Mesh(model_config(metadata["config"]), graph)
+        model = Pose2Mesh(config, graph)
         networks = {name: value for name, value in tensors.items() if not name.startswith("graph.")}
         model.load_state_dict(_strip(networks, ""))
     return model.eval()

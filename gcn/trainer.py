@@ -139,6 +139,8 @@ def estimate_statistics(model: Pose2Mesh, batches: Iterable[Batch]) -> None:
     norms = [module for part in parts for module in part.modules() if isinstance(module, nn.BatchNorm1d)]
     momenta = [norm.momentum for norm in norms]
     model.eval()
+    if not norms:
+        return
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -234,16 +234,14 @@ STAGES: dict[str, Callable[[Setting], Stage]] = {
 }
 
 
-def _statistics_batches(setting: Setting, training: BatchMaker, size: int) -> list[Batch]:
+def _statistics_batches(setting: Setting, training: BatchMaker, size: int) -> Iterator[Batch]:
     """This process's rows of the training batches that batch-norm statistics are estimated from."""
     world, order = setting.world, training.order(setting.config.seed + 1)
     rows = slice(world.rank * size // world.size, (world.rank + 1) * size // world.size)
-    batches = []
     for number in range(STATISTICS_BATCHES):
         generator = step_generator(setting.config.seed, number, world.device, stream=_STATISTICS)
         index = order.indices(number * size, size)[rows]
-        batches.append(training.batch(index, Draws(size, generator, rows, world.device), with_vertices=False))
-    return batches
+        yield training.batch(index, Draws(size, generator, rows, world.device), with_vertices=False)
 
 
 def _weights_of(path: str) -> Path:

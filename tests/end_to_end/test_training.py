@@ -290,6 +290,21 @@ def test_trained_weights_are_evaluated_with_a_protocol(runs: Path, tmp_path: Pat
     assert report["metrics"]["gt"]["mpvpe_mm"] > report["metrics"]["gt"]["pa_mpjpe_mm"] > 10
 
 
+def test_the_mean_with_the_mirror_image_is_measured_on_request(runs: Path, tmp_path: Path, capsys) -> None:
+    weights = runs / "mesh" / "weights.safetensors"
+    argv = ["--weights", weights, "--dataset", "prior", "--samples", 40, "--input", "gt"]
+    found = {}
+    for name, extra in (("plain", []), ("mirror", ["--mirror"])):
+        assert command.run(evaluate.main, [str(a) for a in (*argv, "--out", tmp_path / name, *extra)]) == 0
+        found[name] = json.loads((tmp_path / name / "metrics.json").read_text())
+    assert "mesh" not in found["plain"]["protocol"] and "mirror image" in found["mirror"]["protocol"]["mesh"]
+    errors = [found[name]["metrics"]["gt"]["mpvpe_mm"] for name in ("plain", "mirror")]
+    assert abs(errors[0] - errors[1]) > 0.1
+    argv = ["--weights", runs / "lifter" / "weights.safetensors", "--dataset", "prior", "--mirror"]
+    assert command.run(evaluate.main, [str(a) for a in argv]) == 2
+    assert "--mirror are about meshes" in capsys.readouterr().err
+
+
 def test_own_weights_recover_meshes(runs: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "p.npy", np.random.default_rng(0).normal(300, 90, (2, len(COCO17), 2)))
     weights, out = runs / "mesh" / "weights.safetensors", tmp_path / "o"

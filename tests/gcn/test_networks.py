@@ -161,6 +161,13 @@ def test_weights_with_wrong_contents_are_refused_in_one_line(tmp_path: Path, bod
     assert "\n" not in str(caught.value)
 
 
+def test_a_mesh_network_of_an_earlier_version_is_refused_and_its_lifter_is_not(tmp_path: Path, body, model) -> None:
+    save(tmp_path / "w.safetensors", model, replace(SMALL, meshnet=replace(SMALL.meshnet, plan="coarse")), {})
+    with pytest.raises(InputError, match=r"w\.safetensors holds a mesh network 'coarse', which is no more"):
+        load_pose2mesh(tmp_path / "w.safetensors", body)
+    assert load_posenet(tmp_path / "w.safetensors")[1].posenet == SMALL.posenet
+
+
 def test_unreadable_weights_are_refused_in_one_line(tmp_path: Path, body: Body) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"\x80\x04nonsense")
     for name, message in (("bad.safetensors", "not a readable safetensors"), ("none.safetensors", "no weights file")):

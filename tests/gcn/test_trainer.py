@@ -303,6 +303,18 @@ def test_statistics_are_the_means_of_the_batches_without_dropout(frozen) -> None
     torch.testing.assert_close(found[0][0], expected)
 
 
+def test_without_batch_norm_no_batch_is_made() -> None:
+    model = TwoParts()
+    model.posenet[1] = model.meshnet[1] = nn.Identity()
+
+    def batches():
+        raise AssertionError("nobody needs them")
+        yield
+
+    estimate_statistics(model, batches())
+    assert not model.training
+
+
 def test_the_global_random_numbers_are_left_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(1)
