@@ -18,7 +18,7 @@ from torch.nn.functional import layer_norm, relu
 from gcn.coarsening import Hierarchy
 from gcn.frames import GRAPH_LEVEL, NODE_LEVEL, NodeFrames
 from gcn.graph import normalised_laplacian, rescale_laplacian
-from gcn.layers.chebyshev import ChebConv, Operator
+from gcn.layers.chebyshev import DenseChebConv, dense_polynomials
 from gcn.layers.sparse import SparseMatrix
 from gcn.posenet import ResidualBlock
 from gcn.upsampling import Upsampling
@@ -60,13 +60,13 @@ class GraphBlock(nn.Module):
 
     def __init__(self, channels: int, order: int) -> None:
         super().__init__()
-        self.convolutions = nn.ModuleList(ChebConv(channels, channels, order) for _ in range(2))
+        self.convolutions = nn.ModuleList(DenseChebConv(channels, channels, order) for _ in range(2))
 
-    def forward(self, operator: Operator, x: Tensor) -> Tensor:
-        """(N, B, C) -> (N, B, C)."""
+    def forward(self, polynomials: Tensor, x: Tensor) -> Tensor:
+        """(K - 1, N, N) of `dense_polynomials`, (N, B, C) -> (N, B, C)."""
         out = x
         for convolution in self.convolutions:
-            out = convolution(operator, relu(layer_norm(out, out.shape[-1:])))
+            out = convolution(polynomials, relu(layer_norm(out, out.shape[-1:])))
         return x + out
 
 
@@ -78,7 +78,7 @@ class MeshNet(nn.Module):
     bones: Tensor
     graph_skinning: Tensor
     parent: Tensor
-    laplacian: Tensor
+    polynomials: Tensor
 
     def __init__(
         self, joints: JointSet, in_channels: int, hierarchy: Hierarchy, frames: NodeFrames, upsampling: Upsampling, *,
@@ -94,8 +94,8 @@ class MeshNet(nn.Module):
             parent = torch.from_numpy(step)[parent]
         self.register_buffer("parent", parent, persistent=False)
         laplacian = normalised_laplacian(hierarchy.adjacencies[GRAPH_LEVEL])
-        dense = torch.from_numpy(rescale_laplacian(laplacian, "spectral").toarray()).float()
-        self.register_buffer("laplacian", dense, persistent=False)  # so small that dense products are the faster ones
+        dense = dense_polynomials(rescale_laplacian(laplacian, "spectral").toarray(), order)
+        self.register_buffer("polynomials", torch.from_numpy(dense).float(), persistent=False)
         self.upsample = SparseMatrix(upsampling.matrix(num_nodes))
 
         self.trunk = nn.Sequential(
@@ -111,7 +111,7 @@ class MeshNet(nn.Module):
         self.latent = nn.Linear(width, num_frames * channels)
         self.embedding = nn.Parameter(torch.empty(len(frames.graph_skinning), 1, channels))
         self.blocks = nn.ModuleList(GraphBlock(channels, order) for _ in range(graph_blocks))
-        self.to_offset = ChebConv(channels, 3, order)
+        self.to_offset = DenseChebConv(channels, 3, order)
         with torch.no_grad():  # begins near the lifted joints and an unchanged template
             nn.init.normal_(self.embedding, std=0.1)
             self.rotations.bias.copy_(torch.tensor(_UPRIGHT).repeat(num_frames))
@@ -146,10 +146,6 @@ class MeshNet(nn.Module):
         latent = self.latent(hidden).unflatten(1, (len(self.bones), -1))  # (B, J, C)
         x = torch.einsum("gj,bjc->gbc", self.graph_skinning, latent) + self.embedding
         for block in self.blocks:
-            x = block(self._filter, x)
-        smooth = self.to_offset(self._filter, x)  # (G, B, 3)
+            x = block(self.polynomials, x)
+        smooth = self.to_offset(self.polynomials, x)  # (G, B, 3)
         return self.offsets(hidden).unflatten(1, (-1, 3)) + smooth[self.parent].transpose(0, 1)
-
-    def _filter(self, x: Tensor) -> Tensor:
-        """The rescaled Laplacian of the coarser graph times x, (G, B, C) -> (G, B, C)."""
-        return (self.laplacian @ x.flatten(1)).view_as(x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -69,3 +70,34 @@ class ChebConv(nn.Module):
     def extra_repr(self) -> str:
         order, fan_in, fan_out = self.weight.shape
         return f"{fan_in}, {fan_out}, order={order}"
+
+
+class DenseChebConv(ChebConv):
+    """The same layer on a graph so small that T_1(L) ... T_{K-1}(L) are kept as dense matrices: two products in all.
+
+    Shapes: polynomials (K - 1, N, N), see `dense_polynomials`; x (N, B, C_in) -> (N, B, C_out).
+    """
+
+    def forward(self, polynomials: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Filters all powers at once where the layer widens, else multiplies by all weights at once."""
+        nodes, batch, channels = x.shape
+        out_channels = self.weight.shape[-1]
+        if channels <= out_channels:
+            filtered = (polynomials.flatten(0, 1) @ x.flatten(1)).view(self.order - 1, nodes * batch, channels)
+            out = x.flatten(0, 1) @ self.weight[0]
+            for term, weight in zip(filtered, self.weight[1:]):
+                out = torch.addmm(out, term, weight)
+        else:
+            products = torch.matmul(x.reshape(1, nodes * batch, channels), self.weight)  # (K, N B, C_out)
+            terms = products[1:].reshape(-1, batch * out_channels)  # ((K - 1) N, B C_out)
+            across = polynomials.transpose(0, 1).reshape(nodes, -1)
+            out = torch.addmm(products[0].view(nodes, -1), across, terms).view(-1, out_channels)
+        return (out if self.bias is None else out + self.bias).view(nodes, batch, out_channels)
+
+
+def dense_polynomials(laplacian: np.ndarray, order: int) -> np.ndarray:
+    """T_1(L), ..., T_{K-1}(L) of a rescaled Laplacian, (N, N) -> (K - 1, N, N)."""
+    terms = [np.eye(len(laplacian)), laplacian]
+    for _ in range(2, order):
+        terms.append(2 * laplacian @ terms[-1] - terms[-2])
+    return np.stack(terms[1:order]) if order > 1 else np.empty((0, *laplacian.shape))

@@ -7,7 +7,7 @@ from scipy import sparse
 from torch_geometric.nn import ChebConv as PygChebConv
 
 from gcn.graph import adjacency_from_edges, largest_eigenvalue, normalised_laplacian, rescale_laplacian
-from gcn.layers.chebyshev import ChebConv, chebyshev_basis
+from gcn.layers.chebyshev import ChebConv, DenseChebConv, chebyshev_basis, dense_polynomials
 from gcn.layers.sparse import SparseMatrix
 
 EDGES = np.random.default_rng(0).integers(0, 40, (120, 2))
@@ -57,6 +57,34 @@ def test_gradients_equal_those_of_dense_products(operator: SparseMatrix, channel
         grads.append(torch.autograd.grad(layer(apply, x).square().sum(), [x, layer.weight, layer.bias]))
     for ours, expected in zip(*grads):
         torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+@pytest.mark.parametrize("channels", [(4, 6), (4, 4), (6, 4)])
+def test_dense_polynomials_give_the_same_layer_and_gradients(order: int, channels: tuple[int, int]) -> None:
+    laplacian = rescale_laplacian(LAPLACIAN).toarray()
+    layer, dense = ChebConv(*channels, order).double(), DenseChebConv(*channels, order).double()
+    torch.nn.init.normal_(layer.bias)
+    dense.load_state_dict(layer.state_dict())
+    x = torch.randn(40, 3, channels[0], dtype=torch.float64, requires_grad=True)
+    matrix = torch.from_numpy(laplacian)
+    expected = layer(lambda v: torch.einsum("nm,mbc->nbc", matrix, v), x)
+    found = dense(torch.from_numpy(dense_polynomials(laplacian, order)), x)
+    torch.testing.assert_close(found, expected)
+    pull = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad(found, [x, *dense.parameters()], pull),
+        torch.autograd.grad(expected, [x, *layer.parameters()], pull),
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("width", [1, 3, 15, 16, 40])
+def test_products_of_any_width_are_right(width: int, generator: torch.Generator) -> None:
+    dense = (np.arange(35).reshape(7, 5) % 3).astype(np.float32)  # with an empty row's worth of zeros in places
+    dense[2] = 0
+    x = torch.randn(5, width, generator=generator)
+    torch.testing.assert_close(SparseMatrix(sparse.csr_matrix(dense))(x), torch.from_numpy(dense) @ x)
 
 
 def test_a_rectangular_matrix_and_its_gradient(generator: torch.Generator) -> None:
