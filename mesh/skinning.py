@@ -11,6 +11,9 @@ from mesh.body import Body
 from mesh.joints import JointSet
 
 
+_IN_CACHE = 8  # bodies whose blended bones are kept at a time: more at once take twice as long on the CPU
+
+
 def forward_kinematics(rotations: Tensor, joints: Tensor, parents: Sequence[int]) -> tuple[Tensor, Tensor]:
     """World rotation and position of each joint from local rotations and rest positions.
 
@@ -79,12 +82,23 @@ class BodyModel(_PosedModel):
         """(B, J, 3, 3) local rotations, (B, S) -> vertices (B, V, 3), joints (B, J, 3)."""
         bones, joints = self.bone_transforms(rotations, shape)
         coefficients = self.blend_coefficients(rotations, shape)
-        unposed = torch.addmm(self.template, coefficients, self.blend_dirs).unflatten(1, (1, 3, -1))
-        blended = (bones.flatten(2).transpose(1, 2) @ self.skinning).unflatten(1, (3, 4))  # (B, 3, 4, V)
+        unposed = torch.addmm(self.template, coefficients, self.blend_dirs).unflatten(1, (3, -1))  # (B, 3, V)
+        columns = bones.flatten(2).transpose(1, 2)  # (B, 12, J)
+        if unposed.requires_grad or columns.requires_grad or unposed.device.type != "cpu":
+            return self._carried(columns, unposed), joints
+        vertices = unposed.new_empty(len(unposed), unposed.shape[2], 3)
+        for start in range(0, len(unposed), _IN_CACHE):
+            rows = slice(start, start + _IN_CACHE)
+            vertices[rows] = self._carried(columns[rows], unposed[rows])
+        return vertices, joints
+
+    def _carried(self, columns: Tensor, unposed: Tensor) -> Tensor:
+        """Rest-pose vertices carried by blended bones, (B, 12, J), (B, 3, V) -> (B, V, 3)."""
+        blended = (columns @ self.skinning).unflatten(1, (3, 4))  # (B, 3, 4, V)
         vertices = blended[:, :, 3]
         for axis in range(3):
-            vertices = torch.addcmul(vertices, blended[:, :, axis], unposed[:, :, axis])
-        return vertices.transpose(1, 2), joints
+            vertices = torch.addcmul(vertices, blended[:, :, axis], unposed[:, None, axis])
+        return vertices.transpose(1, 2)
 
 
 class JointModel(_PosedModel):

@@ -105,6 +105,15 @@ def test_the_batch_equals_a_loop_and_may_be_empty(body: Body, pose, shape) -> No
     assert model(rotations[:0], shape[:0])[0].shape == (0, 6890, 3)
 
 
+def test_many_bodies_at_once_are_the_same_with_and_without_gradients(body: Body, generator) -> None:
+    model, rotations = BodyModel(body), axis_angle_to_matrix(0.5 * torch.randn(19, 24, 3, generator=generator))
+    shape = torch.randn(19, 10, generator=generator)
+    pieces, _ = model(rotations, shape)
+    whole, _ = model(rotations.requires_grad_(), shape)
+    assert whole.requires_grad and pieces.is_contiguous()
+    torch.testing.assert_close(pieces, whole.detach(), atol=1e-6, rtol=0)
+
+
 def test_gradients_reach_pose_and_shape_also_at_rest(body: Body) -> None:
     pose = torch.zeros(1, 24, 3, requires_grad=True)
     shape = torch.zeros(1, 10, requires_grad=True)
