@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from gcn.bone_losses import BoneLengthLoss, BoneSymmetryLoss, BoneVectorLoss, JointLimitLoss
 from gcn.labeling import exchange_some, labeling_loss
 from gcn.layers.sparse import SparseMatrix
-from gcn.losses import SurfaceLoss, point_l1
-from gcn.pose2mesh import ModelConfig
+from gcn.lifters.cyclic import cycle_loss
+from gcn.losses import LossWeights, SurfaceLoss, point_l1
+from gcn.pose2mesh import JOINTS, ModelConfig
+from mesh.joints import JointSet
 from mesh.samples import Batch
+
+_COMPARED: dict[str, Callable[[JointSet], nn.Module]] = {"bone_length": BoneLengthLoss, "bone_vector": BoneVectorLoss}
+_JUDGED: dict[str, Callable[[JointSet], nn.Module]] = {"bone_symmetry": BoneSymmetryLoss, "joint_limit": JointLimitLoss}
 
 
 class Objective(Protocol):
@@ -25,19 +32,42 @@ class Objective(Protocol):
 
 
 class LifterObjective:
-    """`lift_joint`: mean absolute coordinate error of the lifted joints, metres."""
+    """What a lifter is taught, as far as the weights ask for it: `lift_joint`, mean absolute coordinate error of the
+    joints in metres; the terms of `gcn.bone_losses`; `cycle`, of a lifter with a decoder, in the features' units.
+    """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: LossWeights | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        weights = weights or LossWeights()
         self.config = config
+        self.cycle = weights.cycle > 0 and config.has_cycle
+        self.compared: dict[str, nn.Module] = {}  # with the true joints
+        self.judged: dict[str, nn.Module] = {}  # by themselves
+        for terms, made in ((self.compared, _COMPARED), (self.judged, _JUDGED)):
+            terms |= {name: kind(JOINTS).to(device) for name, kind in made.items() if getattr(weights, name) > 0}
 
     def masks(self, batch: Batch) -> dict[str, Tensor]:
-        """See `Objective`."""
-        return {"lift_joint": batch.joints_valid.any(1)}
+        """See `Objective`. What needs no truth counts for every sample."""
+        known, everyone = batch.joints_valid.any(1), torch.ones_like(batch.mesh_valid)
+        masks = {"lift_joint": known, **dict.fromkeys(self.compared, known), **dict.fromkeys(self.judged, everyone)}
+        return masks | {"cycle": everyone} if self.cycle else masks
 
     def values(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """See `Objective`."""
-        joints = model(self.config.features(batch.keypoints_px, batch.confidence)).float()
-        return {"lift_joint": point_l1(joints, batch.joints_m, batch.joints_valid)}
+        features = self.config.features(batch.keypoints_px, batch.confidence)
+        values: dict[str, Tensor] = {}
+        if self.cycle:
+            joints, decoded = (t.float() for t in model(features, cycle=True))
+            values["cycle"] = cycle_loss(decoded, features[..., :2], batch.confidence > 0)
+        else:
+            joints = model(features).float()
+        values["lift_joint"] = point_l1(joints, batch.joints_m, batch.joints_valid)
+        for name, term in self.compared.items():
+            values[name] = term(joints, batch.joints_m, batch.joints_valid)
+        for name, term in self.judged.items():
+            values[name] = term(joints)
+        return values
 
 
 class LabelingObjective:

@@ -1,13 +1,13 @@
-"""Pose2Mesh: PoseNet and MeshNet joined, with the graph they belong to (Choi et al. 2020)."""
+"""Pose2Mesh: a lifter and a mesh network joined, with the graph they belong to (Choi et al. 2020)."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,13 +17,18 @@ from gcn.coarsening import Hierarchy, coarsen, hierarchy_from_parents
 from gcn.features import Normalisation, pose_features
 from gcn.frames import GRAPH_LEVEL, NODE_LEVEL, NodeFrames, fit_frames
 from gcn.labeling import LabelingConfig, LabelingNet
+from gcn.lifters.cyclic import CyclicConfig, CyclicLifter
+from gcn.lifters.denoise import DenoiserConfig, PoseDenoiser, Refined
+from gcn.lifters.depth_only import DepthOnly
+from gcn.lifters.martinez import Martinez, MartinezConfig
+from gcn.lifters.semgcn import SemGCN, SemGCNConfig
 from gcn.meshnet import MeshNet, MeshNetConfig
 from gcn.meshnet_full import LEVELS as FULL_LEVELS
 from gcn.meshnet_full import FullMeshNet
 from gcn.posenet import PoseNet, PoseNetConfig
 from gcn.upsampling import Upsampling, fit_upsampling
 from mesh.body import Body
-from mesh.errors import InputError
+from mesh.errors import InputError, require
 from mesh.files import replacing
 from mesh.joints import COCO19
 
@@ -33,30 +38,61 @@ FORMAT = "meshrecovery-weights-1"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The networks and how their input is prepared."""
+    """The networks and how their input is prepared.
+
+    `lifter` names the network that lifts 2D joints to 3D, whose size stands in the section of that name. Any of them
+    can keep to the picture's x and y (`depth_only`) and be followed by a denoiser of 3D poses (`denoise`).
+    """
 
     normalisation: Normalisation = "isotropic"
     confidence: bool = True
+    lifter: Literal["posenet", "martinez", "semgcn", "cyclic"] = "posenet"
+    depth_only: bool = False
+    denoise: bool = False
     posenet: PoseNetConfig = field(default_factory=PoseNetConfig)
+    martinez: MartinezConfig = field(default_factory=MartinezConfig)
+    semgcn: SemGCNConfig = field(default_factory=SemGCNConfig)
+    cyclic: CyclicConfig = field(default_factory=CyclicConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     meshnet: MeshNetConfig = field(default_factory=MeshNetConfig)
     labeling: LabelingConfig = field(default_factory=LabelingConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            not self.depth_only or self.normalisation == "isotropic",
+            "model.depth_only takes x and y from the picture, which needs model.normalisation=isotropic",
+        )
 
     @property
     def feature_channels(self) -> int:
         return 3 if self.confidence else 2
+
+    @property
+    def has_cycle(self) -> bool:
+        """Whether the lifter can be asked for its 2D joints again."""
+        return self.lifter == "cyclic" and self.cyclic.decoder and not self.depth_only and not self.denoise
 
     def features(self, keypoints_px: Tensor, confidence: Tensor) -> Tensor:
         """What every network sees of the picture, (B, J, 2), (B, J) -> (B, J, C)."""
         return pose_features(keypoints_px, confidence, self.normalisation, with_confidence=self.confidence)
 
 
-def build_posenet(config: ModelConfig) -> PoseNet:
-    """The lifter alone."""
-    p = config.posenet
-    return PoseNet(
-        JOINTS, config.feature_channels, width=p.width, blocks=p.blocks, dropout=p.dropout, norm=p.norm,
-        output_unit_m=p.output_unit_m,
-    )  # fmt: skip
+_LIFTERS: dict[str, Callable[..., nn.Module]] = {
+    "posenet": PoseNet,
+    "martinez": Martinez,
+    "semgcn": SemGCN,
+    "cyclic": CyclicLifter,
+}
+
+
+def build_lifter(config: ModelConfig) -> nn.Module:
+    """The lifter alone: (B, 19, C) features to (B, 19, 3) metres, relative to the root."""
+    lifter = _LIFTERS[config.lifter](JOINTS, config.feature_channels, **asdict(getattr(config, config.lifter)))
+    if config.depth_only:
+        lifter = DepthOnly(lifter, JOINTS)
+    if config.denoise:
+        lifter = Refined(lifter, PoseDenoiser(JOINTS, **asdict(config.denoiser)))
+    return lifter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +166,7 @@ class Pose2Mesh(nn.Module):
     def __init__(self, config: ModelConfig, graph: MeshGraph) -> None:
         super().__init__()
         self.config, self.graph = config, graph
-        self.posenet = build_posenet(config)
+        self.posenet = build_lifter(config)
         self.meshnet = build_meshnet(config, graph)
 
     def train(self, mode: bool = True) -> Pose2Mesh:
@@ -155,20 +191,20 @@ def build_labeling(config: ModelConfig) -> LabelingNet:
     return LabelingNet(JOINTS, config.feature_channels, width=config.labeling.width, blocks=config.labeling.blocks)
 
 
-# What a weights file can hold.
-_KINDS: dict[type[nn.Module], str] = {Pose2Mesh: "pose2mesh", PoseNet: "posenet", LabelingNet: "labeling"}
+# What a weights file can hold beside a lifter, whatever its kind, which is called "posenet".
+_KINDS: dict[type[nn.Module], str] = {Pose2Mesh: "pose2mesh", LabelingNet: "labeling"}
 
 
 def save_weights(path: Path, model: nn.Module, config: ModelConfig, notes: Mapping[str, str]) -> None:
     """Write a network's weights as safetensors in half precision, with config, graph and its hash. Atomic."""
     from safetensors.torch import save
 
-    prefix = "" if isinstance(model, Pose2Mesh) else f"{_KINDS[type(model)]}."
+    kind = _KINDS.get(type(model), "posenet")
+    prefix = "" if isinstance(model, Pose2Mesh) else f"{kind}."
     tensors = {
         prefix + name: value.half() if value.is_floating_point() else value
         for name, value in model.state_dict().items()
     }
-    kind = _KINDS[type(model)]
     metadata = {"format": FORMAT, "kind": kind, "config": json.dumps(asdict(config)), **notes}
     if isinstance(model, Pose2Mesh):
         metadata["graph"] = model.graph.hierarchy.digest
@@ -212,7 +248,7 @@ def _consistent(path: Path) -> Iterator[None]:
 def model_config(text: str) -> ModelConfig:
     """The config that `json.dumps(asdict(config))` wrote."""
     values: dict[str, Any] = json.loads(text)
-    parts = {"posenet": PoseNetConfig, "meshnet": MeshNetConfig, "labeling": LabelingConfig}
+    parts = {f.name: f.default_factory for f in fields(ModelConfig) if f.default_factory is not MISSING}
     return ModelConfig(**values | {name: part(**values.get(name, {})) for name, part in parts.items()})
 
 
@@ -235,13 +271,13 @@ def load_labeling(path: str | Path) -> tuple[LabelingNet, ModelConfig]:
     return labeling.eval(), config
 
 
-def load_posenet(path: str | Path) -> tuple[PoseNet, ModelConfig]:
+def load_posenet(path: str | Path) -> tuple[nn.Module, ModelConfig]:
     """The lifter of a weights file, in evaluation mode, and the config it was trained with."""
     path = Path(path)
     tensors, metadata = _read_weights(path, "posenet", "pose2mesh")
     with _consistent(path):
         config = model_config(metadata["config"])
-        posenet = build_posenet(config)
+        posenet = build_lifter(config)
         posenet.load_state_dict(_strip(tensors, "posenet."))
     return posenet.eval(), config
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from gcn.distributed import World
 from gcn.objectives import Objective
 from gcn.optim import learning_rate
-from gcn.pose2mesh import Pose2Mesh
 from gcn.train_state import StageConfig, TrainState
 from mesh.errors import InputError
 from mesh.samples import Batch
@@ -128,28 +127,31 @@ class Step:
 
 
 @torch.no_grad()
-def estimate_statistics(model: Pose2Mesh, batches: Iterable[Batch]) -> None:
+def estimate_statistics(model: nn.Module, batches: Iterable[Batch], run: Callable[[Batch], object]) -> None:
     """Batch-norm statistics that belong to the weights as they are, from a few training batches.
 
     Averaged weights need it: the running statistics are those of the weights that were trained, not of their average
-    (Izmailov et al. 2018, section 3.2). Without dropout, as the network is used; a frozen lifter keeps its own.
+    (Izmailov et al. 2018, section 3.2). Without dropout, as the network is used; frozen parts keep their own. `run`
+    sends a batch through the model.
     """
-    learns = any(p.requires_grad for p in model.posenet.parameters())
-    parts = (model.posenet, model.meshnet) if learns else (model.meshnet,)
-    norms = [module for part in parts for module in part.modules() if isinstance(module, nn.BatchNorm1d)]
-    momenta = [norm.momentum for norm in norms]
     model.eval()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d) and _learns(module)]
     if not norms:
         return
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
         norm.train()
     for batch in batches:
-        model(batch.keypoints_px, batch.confidence)
+        run(batch)
     model.eval()
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
 
 
 class StopTraining(BaseException):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from mesh.body import Body
 from mesh.joints import JointSet
 
-
 _IN_CACHE = 8  # bodies whose blended bones are kept at a time: more at once take twice as long on the CPU
 
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gcn.coarsening import coarsen
 from gcn.meshnet_full import LEVELS, FullMeshNet
-from gcn.pose2mesh import JOINTS, ModelConfig, build_posenet
+from gcn.pose2mesh import JOINTS, ModelConfig, build_lifter
 from gcn.posenet import PoseNetConfig
 from gcn.recovery import MeshRecovery
 from tools.benchmark_measure import Findings, Measurement, Setup, Work, seeded
@@ -62,7 +62,7 @@ def lifter_and_mesh(name: str, body: Body, device: torch.device) -> LifterAndMes
             from tools.original import OriginalMeshNet
 
             meshnet = OriginalMeshNet(JOINTS, channels, hierarchy, rescaling="legacy")
-        return LifterAndMesh(ORIGINAL, build_posenet(ORIGINAL), meshnet).to(device)
+        return LifterAndMesh(ORIGINAL, build_lifter(ORIGINAL), meshnet).to(device)
 
 
 def poses(size: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -133,7 +133,7 @@ def _task(stage: str, network: str, size: int, device: torch.device) -> tuple[nn
     both = lifter_and_mesh(network, body, device)
     if stage == "posenet":
         config = replace(experiment.posenet_training, batch_size=size).in_steps(_EPOCH_SAMPLES)
-        return both.posenet.requires_grad_(), LifterObjective(both.config), config
+        return both.posenet.requires_grad_(), LifterObjective(both.config, config.loss, device), config
     config = replace(experiment.meshnet_training, batch_size=size)
     both.requires_grad_().posenet.requires_grad_(not config.freeze_posenet)
     # From the first step on all of the original's terms: the edge term comes in later otherwise.

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gcn.evaluation import lift, lift_scores, predict_mesh
 from gcn.mirroring import MirrorAveraged
 from gcn.pose2mesh import ModelConfig, Pose2Mesh
-from gcn.posenet import PoseNet
 from mesh.body import Body
 from mesh.errors import InputError
 from mesh.joints import COCO19
@@ -30,7 +29,7 @@ Smoother = Callable[[np.ndarray, np.ndarray], np.ndarray]
 class Networks:
     """What is measured: lifter and mesh network (as it is, or averaged with the mirror image), or the lifter alone."""
 
-    posenet: PoseNet
+    posenet: nn.Module
     config: ModelConfig
     mesh: Pose2Mesh | MirrorAveraged | None
 

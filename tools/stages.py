@@ -16,9 +16,11 @@ from data.draws import Draws, step_generator
 from data.records import open_records
 from data.synthesis import BatchMaker
 from gcn.distributed import World
-from gcn.evaluation import Errors, labeling_errors, lifter_errors, mesh_errors
+from gcn.evaluation import Errors, labeling_errors, lift, lifter_errors, mesh_errors
 from gcn.labeling import PRIOR_EXCHANGED
 from gcn.layers.sparse import SparseMatrix
+from gcn.lifters.cyclic import CyclicLifter
+from gcn.lifters.denoise import Refined
 from gcn.losses import SurfaceLoss
 from gcn.objectives import LabelingObjective, LifterObjective, MeshObjective, Objective
 from gcn.pose2mesh import (
@@ -27,13 +29,12 @@ from gcn.pose2mesh import (
     Pose2Mesh,
     build_graph,
     build_labeling,
-    build_posenet,
+    build_lifter,
     graph_from_tensors,
     load_pose2mesh,
     load_posenet,
     model_config,
 )
-from gcn.posenet import PoseNet
 from gcn.train_state import StageConfig
 from gcn.trainer import StopTraining, estimate_statistics
 from mesh.body import Body
@@ -135,12 +136,23 @@ def _kinds(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
 def posenet_stage(setting: Setting) -> Stage:
     """The lifter."""
     config, device = setting.config, setting.world.device
+    stage = config.posenet_training
     torch.manual_seed(config.seed)
     model, networks = _lifter(config, setting.saved)
+    model = model.to(device)
+    objective = LifterObjective(networks, stage.loss, device)
+    require(
+        objective.cycle or stage.freeze_posenet or not (networks.lifter == "cyclic" and networks.cyclic.decoder),
+        "the decoder of a cyclic lifter learns by its cycle alone: set posenet_training.loss.cycle above 0 and neither "
+        "model.depth_only nor model.denoise, or leave it out with model.cyclic.decoder=false",
+    )
+    training = batch_maker(config, setting.body, validation=False, device=device)
     held_out = setting.held_out(with_vertices=False)
 
-    def validate(model: nn.Module, limit: int | None) -> dict[str, float]:
-        return setting.scores(held_out, lambda batch: lifter_errors(model, networks, [batch]), limit)
+    def validate(candidate: nn.Module, limit: int | None) -> dict[str, float]:
+        batches = _statistics_batches(setting, training, stage.batch_size)
+        estimate_statistics(candidate, batches, lambda batch: lift(candidate, networks, batch))
+        return setting.scores(held_out, lambda batch: lifter_errors(candidate, networks, [batch]), limit)
 
     def draw_samples(model: nn.Module, folder: Path, count: int, step: int) -> None:
         from tools.snapshots import write_pose_samples
@@ -153,10 +165,9 @@ def posenet_stage(setting: Setting) -> Stage:
         write_pose_samples(folder, keypoints, confidence, predicted, true, COCO19, step)
 
     return Stage(
-        name="posenet", config=config.posenet_training, model=model.to(device), networks=networks,
-        objective=LifterObjective(networks), with_vertices=False, best_by="exact/lift_mpjpe_mm",
-        training=batch_maker(config, setting.body, validation=False, device=device),
-        validate=validate, draw_samples=draw_samples,
+        name="posenet", config=stage, model=model, networks=networks,
+        objective=objective, with_vertices=False,
+        best_by="exact/lift_mpjpe_mm", training=training, validate=validate, draw_samples=draw_samples,
     )  # fmt: skip
 
 
@@ -197,6 +208,8 @@ def meshnet_stage(setting: Setting) -> Stage:
         device
     )
     model.posenet.requires_grad_(not stage.freeze_posenet)
+    if isinstance(model.posenet, CyclicLifter) and model.posenet.decoder is not None:
+        model.posenet.decoder.requires_grad_(False)  # nothing asks for it here
     training = batch_maker(config, body, validation=False, device=device)
     held_out = setting.held_out(with_vertices=True)
     regressor = SparseMatrix(csr_matrix(body.regressor(HUMAN36M17))).to(device)
@@ -204,7 +217,8 @@ def meshnet_stage(setting: Setting) -> Stage:
 
     def validate(candidate: nn.Module, limit: int | None) -> dict[str, float]:
         assert isinstance(candidate, Pose2Mesh)
-        estimate_statistics(candidate, _statistics_batches(setting, training, stage.batch_size))
+        batches = _statistics_batches(setting, training, stage.batch_size)
+        estimate_statistics(candidate, batches, lambda batch: candidate(batch.keypoints_px, batch.confidence))
         return setting.scores(held_out, lambda batch: mesh_errors(candidate, regressor, [batch]), limit)
 
     def draw_samples(candidate: nn.Module, folder: Path, count: int, step: int) -> None:
@@ -250,16 +264,31 @@ def _weights_of(path: str) -> Path:
     return given / "weights.safetensors" if given.is_dir() else given
 
 
-def _lifter(config: ExperimentConfig, saved: Mapping[str, Any] | None) -> tuple[PoseNet, ModelConfig]:
-    """A lifter that is new or trained elsewhere; of a checkpoint, whose state is loaded by the caller."""
-    given = config.model.posenet_start
-    if given is None:
-        networks = config.model.networks()
-    elif saved is None:
-        return load_posenet(_weights_of(given))
+def _lifter(config: ExperimentConfig, saved: Mapping[str, Any] | None) -> tuple[nn.Module, ModelConfig]:
+    """A lifter that is new or trained elsewhere; of a checkpoint, whose state is loaded by the caller.
+
+    A denoiser can be put behind a lifter that was trained without one; frozen, that lifter stays as it is.
+    """
+    given, frozen = config.model, config.posenet_training.freeze_posenet
+    if given.posenet_start is None:
+        require(not frozen, "posenet_training.freeze_posenet needs a trained lifter: set model.posenet_start")
+        return build_lifter(given.networks()), given.networks()
+    if saved is None:
+        begun, networks = load_posenet(_weights_of(given.posenet_start))
+        if not given.denoise:
+            require(not frozen, "posenet_training.freeze_posenet leaves nothing to train without model.denoise=true")
+            return begun, networks
+        refined = networks.denoise
+        networks = networks if refined else replace(networks, denoise=True, denoiser=given.denoiser)
+        lifter = build_lifter(networks)
+        assert isinstance(lifter, Refined)
+        (lifter if refined else lifter.lifter).load_state_dict(begun.state_dict())
     else:
         networks = model_config(saved["networks"])
-    return build_posenet(networks), networks
+        lifter = build_lifter(networks)
+    if frozen and isinstance(lifter, Refined):
+        lifter.lifter.requires_grad_(False)
+    return lifter, networks
 
 
 def _fresh_mesh(config: ExperimentConfig, body: Body) -> Pose2Mesh:

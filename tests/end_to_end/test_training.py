@@ -26,6 +26,13 @@ TINY = (
       for key in ("batch_size=8", "steps=6", "validate_every=3", "log_every=2", "optim.warmup=2")),
 )  # fmt: skip
 
+CYCLIC = ("model.lifter=cyclic", "model.cyclic.width=16")
+BONES = tuple(f"posenet_training.loss.bone_{name}=0.1" for name in ("length", "vector", "symmetry"))
+DENOISE = (
+    "model.denoise=true", "model.denoiser.width=16", "model.denoiser.norm=batch",
+    "model.posenet_start={runs}/lifter", "posenet_training.freeze_posenet=true",
+)  # fmt: skip
+
 
 def run(tool, runs: Path, name: str, *extra: str, flags: tuple[str, ...] = ()) -> int:
     argv = ["--config", str(QUICKSTART), "--runs", str(runs), "--name", name, *flags, "--set", *TINY, *extra]
@@ -101,6 +108,11 @@ def test_a_frozen_lifter_stays_as_it_was(runs: Path) -> None:
         (train_posenet, ("model.posenet.norm=batch", "model.posenet.dropout=0.5", "posenet_training.accumulate=3")),
         (train_posenet, ("train.workers=1",)),
         (train_posenet, ("model.posenet_start={runs}/lifter", "poses.augmentation.recombine=0.5")),
+        (train_posenet, ("model.lifter=martinez", "model.martinez.width=16")),
+        (train_posenet, ("model.lifter=semgcn", "model.semgcn.width=8", "model.semgcn.dropout=0.2")),
+        (train_posenet, (*CYCLIC, "posenet_training.loss.cycle_decay_epochs=0.001", *BONES)),
+        (train_posenet, ("model.depth_only=true", "posenet_training.accumulate=2")),
+        (train_posenet, DENOISE),
         (
             train_meshnet,
             (
@@ -135,6 +147,46 @@ def test_an_interrupted_run_goes_on_to_the_same_state(runs: Path, tmp_path: Path
     assert run(tool, tmp_path, "parts", *extra, flags=("--resume",)) == 0
     assert identical(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_mesh_network_learns_on_a_cyclic_lifter(tmp_path: Path, frozen: bool) -> None:
+    assert run(train_posenet, tmp_path, "lifter", *CYCLIC) == 0
+    first = json.loads((tmp_path / "lifter" / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"lift_joint", "cycle"} <= first.keys()
+    extra = (f"model.posenet_weights={tmp_path}/lifter", f"meshnet_training.freeze_posenet={str(frozen).lower()}")
+    assert run(train_meshnet, tmp_path, "mesh", *extra) == 0
+    after = weights_of(tmp_path / "mesh")
+    with safe_open(tmp_path / "lifter" / "weights.safetensors", framework="pt") as archive:
+        begun = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    moved = {name for name, value in begun.items() if not torch.equal(after[name].half(), value.half())}
+    learned = {name for name in moved if name.endswith(("weight", "bias"))}
+    assert bool(learned) is not frozen and not any("decoder" in name for name in learned)
+
+
+def test_a_denoiser_learns_behind_a_frozen_lifter(runs: Path, tmp_path: Path) -> None:
+    assert run(train_posenet, tmp_path, "refined", *(setting.format(runs=runs) for setting in DENOISE)) == 0
+    after = weights_of(tmp_path / "refined")
+    with safe_open(runs / "lifter" / "weights.safetensors", framework="pt") as archive:
+        for name in archive.keys():  # noqa: SIM118
+            inner = f"lifter.{name.removeprefix('posenet.')}"
+            torch.testing.assert_close(after[inner], archive.get_tensor(name).float())
+    assert after["denoiser.decoder.4.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("posenet_training.freeze_posenet=true",), "freeze_posenet needs a trained lifter"),
+        (("posenet_training.freeze_posenet=true", "model.posenet_start={runs}/lifter"), "leaves nothing to train"),
+        ((*CYCLIC, "posenet_training.loss.cycle=0"), "learns by its cycle alone"),
+        ((*CYCLIC, "model.depth_only=true"), "learns by its cycle alone"),
+        (("model.lifter=transformer",), "model.lifter: Invalid value 'transformer'"),
+    ],
+)
+def test_lifters_that_cannot_learn_are_refused(runs: Path, tmp_path: Path, settings, message: str, capsys) -> None:
+    assert run(train_posenet, tmp_path, "x", *(setting.format(runs=runs) for setting in settings)) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
 def test_a_run_goes_on_from_its_folder_without_a_config(runs: Path, tmp_path: Path, capsys) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -70,3 +72,9 @@ def test_the_edge_term_starts_late_and_may_grow_in() -> None:
     ramped = LossWeights(edge=20, edge_start_epoch=7, edge_ramp_epochs=2)
     assert [ramped.at(e)["edge"] for e in (6, 7, 7.5, 8, 9, 12)] == [0, 0, 5, 10, 20, 20]
     assert ramped.at(0) == {**LossWeights().at(0), "edge": 0} and LossWeights().at(0)["edge"] == 20
+
+
+def test_the_cycle_fades() -> None:
+    fading = LossWeights(cycle=0.5, cycle_decay_epochs=2)
+    assert [fading.at(e)["cycle"] for e in (0, 2, 4)] == pytest.approx([0.5, 0.5 / math.e, 0.5 / math.e**2])
+    assert LossWeights(cycle=0.5).at(100)["cycle"] == 0.5

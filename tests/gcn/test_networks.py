@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from gcn.coarsening import coarsen
 from gcn.features import pose_features
 from gcn.layers.trunk import resize_channels
-from gcn.pose2mesh import MeshGraph, ModelConfig, Pose2Mesh, build_graph, build_posenet, load_pose2mesh, load_posenet
+from gcn.lifters.cyclic import CyclicConfig
+from gcn.lifters.denoise import DenoiserConfig
+from gcn.lifters.martinez import MartinezConfig
+from gcn.lifters.semgcn import SemGCNConfig
+from gcn.pose2mesh import MeshGraph, ModelConfig, Pose2Mesh, build_graph, build_lifter, load_pose2mesh, load_posenet
 from gcn.pose2mesh import save_weights as save
 from gcn.posenet import PoseNet, PoseNetConfig
 from gcn.upsampling import fit_upsampling, pool_clusters
@@ -131,15 +138,61 @@ def test_weights_of_another_mesh_are_refused(tmp_path: Path, body: Body, model: 
 
 
 def test_a_lifter_file_is_refused_as_a_mesh_network(tmp_path: Path, body: Body) -> None:
-    save(tmp_path / "lifter.safetensors", build_posenet(SMALL), SMALL, {})
+    save(tmp_path / "lifter.safetensors", build_lifter(SMALL), SMALL, {})
     with pytest.raises(InputError, match="holds posenet weights; expected pose2mesh"):
         load_pose2mesh(tmp_path / "lifter.safetensors", body)
 
 
+LIFTERS = {
+    "martinez": ModelConfig(lifter="martinez", martinez=MartinezConfig(width=16)),
+    "semgcn": ModelConfig(
+        lifter="semgcn", semgcn=SemGCNConfig(width=8, blocks=1, grouping="related"), confidence=False
+    ),
+    "cyclic": ModelConfig(lifter="cyclic", cyclic=CyclicConfig(width=16, skip=True)),
+    "depth_only": replace(SMALL, depth_only=True),
+    "denoise": replace(SMALL, denoise=True, denoiser=DenoiserConfig(width=16, code=4)),
+}
+
+
+@pytest.mark.parametrize("name", LIFTERS)
+def test_every_lifter_is_saved_and_read_alone_and_under_a_mesh_network(name: str, tmp_path: Path, body, graph) -> None:
+    config = LIFTERS[name]
+    torch.manual_seed(3)
+    lifter, model = build_lifter(config).eval(), Pose2Mesh(config, graph).eval()
+    for parameter in (*lifter.parameters(), *model.posenet.parameters()):
+        torch.nn.init.normal_(parameter, std=0.3)
+    path = tmp_path / "w.safetensors"
+    points, confidence = 100 * torch.randn(5, 19, 2), torch.ones(5, 19)
+    features = config.features(points, confidence)
+    save(path, lifter, config, {})
+    read, found = load_posenet(path)
+    assert found == config and read(features).shape == (5, 19, 3)
+    torch.testing.assert_close(read(features), lifter(features), atol=0.02, rtol=0.02)  # saved in half precision
+    save(path, model, config, {})
+    again = load_pose2mesh(path, body)
+    torch.testing.assert_close(again(points, confidence)[1], model(points, confidence)[1], atol=0.1, rtol=0.1)
+
+
+def test_weights_of_before_there_were_several_lifters_are_read(tmp_path: Path) -> None:
+    lifter = build_lifter(SMALL).eval()
+    save(tmp_path / "w.safetensors", lifter, SMALL, {})
+    with safe_open(tmp_path / "w.safetensors", "pt") as archive:
+        metadata = archive.metadata()
+        tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    old = json.loads(metadata["config"])
+    kept = ("normalisation", "confidence", "posenet", "meshnet", "labeling")
+    metadata["config"] = json.dumps({key: old[key] for key in kept})
+    save_file(tensors, tmp_path / "w.safetensors", metadata)
+    assert load_posenet(tmp_path / "w.safetensors")[1] == SMALL
+
+
+def test_x_and_y_of_the_picture_need_one_scale_for_both() -> None:
+    with pytest.raises(InputError, match="needs model"):
+        ModelConfig(depth_only=True, normalisation="per_axis")
+
+
 @pytest.mark.parametrize("damage", ["config", "missing", "shape", "nan", "parents"])
 def test_weights_with_wrong_contents_are_refused_in_one_line(tmp_path: Path, body: Body, model, damage: str) -> None:
-    from safetensors import safe_open
-    from safetensors.torch import save_file
 
     save(tmp_path / "w.safetensors", model, SMALL, {})
     with safe_open(tmp_path / "w.safetensors", framework="pt") as archive:

@@ -8,10 +8,13 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import nn
 
+from gcn.bone_losses import BoneLengthLoss, BoneSymmetryLoss, BoneVectorLoss, JointLimitLoss
 from gcn.layers.sparse import SparseMatrix
-from gcn.losses import SurfaceLoss, point_l1
+from gcn.lifters.cyclic import CyclicConfig
+from gcn.losses import LossWeights, SurfaceLoss, point_l1
 from gcn.objectives import LabelingObjective, LifterObjective, MeshObjective
-from gcn.pose2mesh import ModelConfig
+from gcn.pose2mesh import ModelConfig, build_lifter
+from mesh.joints import COCO19
 from mesh.samples import Batch
 
 FACES = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]])
@@ -28,6 +31,10 @@ def batch(size: int = 10) -> Batch:
         regressed_valid=everyone[:, None].expand(-1, 17), mesh_valid=everyone,
         ids=torch.arange(size),
     )  # fmt: skip
+
+
+def lifter_objective(config: ModelConfig, **weights: float) -> LifterObjective:
+    return LifterObjective(config, LossWeights(**weights), torch.device("cpu"))
 
 
 class TwoHeads(nn.Module):
@@ -97,15 +104,57 @@ def test_what_is_unknown_reaches_no_gradient_whatever_stands_there(spoiled) -> N
 def test_the_lifter_learns_from_joints_alone() -> None:
     given, config = replace(batch(), vertices_m=None), ModelConfig()
     model = nn.Sequential(nn.Flatten(), nn.Linear(57, 57), nn.Unflatten(1, (19, 3)))
-    values = LifterObjective(config).values(model, given)
+    values = lifter_objective(config).values(model, given)
     joints = model(config.features(given.keypoints_px, given.confidence))
     torch.testing.assert_close(values["lift_joint"], point_l1(joints, given.joints_m))
     valid = torch.zeros(10, 19, dtype=torch.bool)
     valid[4, [2, 5]] = True
     some = replace(given, joints_valid=valid)
-    assert LifterObjective(config).masks(some)["lift_joint"].nonzero().tolist() == [[4]]
+    assert lifter_objective(config).masks(some)["lift_joint"].nonzero().tolist() == [[4]]
     expected = (joints - given.joints_m)[4, [2, 5]].abs().mean()
-    torch.testing.assert_close(LifterObjective(config).values(model, some)["lift_joint"][4], expected)
+    torch.testing.assert_close(lifter_objective(config).values(model, some)["lift_joint"][4], expected)
+
+
+def test_bones_are_judged_only_when_they_weigh_something() -> None:
+    given, config = batch(), ModelConfig()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(57, 57), nn.Unflatten(1, (19, 3)))
+    assert lifter_objective(config).values(model, given).keys() == {"lift_joint"}
+    objective = lifter_objective(config, bone_length=1, bone_vector=1, bone_symmetry=1, joint_limit=1)
+    partly = replace(given, joints_valid=torch.rand(10, 19, generator=torch.Generator().manual_seed(1)) < 0.8)
+    partly.joints_valid[2] = False
+    values, masks = objective.values(model, partly), objective.masks(partly)
+    joints = model(config.features(given.keypoints_px, given.confidence))
+    compared = (joints, given.joints_m, partly.joints_valid)
+    expected = {
+        "lift_joint": point_l1(*compared),
+        "bone_length": BoneLengthLoss(COCO19)(*compared),
+        "bone_vector": BoneVectorLoss(COCO19)(*compared),
+        "bone_symmetry": BoneSymmetryLoss(COCO19)(joints),
+        "joint_limit": JointLimitLoss(COCO19)(joints),
+    }
+    assert values.keys() == masks.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(values[name], expected[name])
+    assert {name for name, mask in masks.items() if not mask[2]} == {"lift_joint", "bone_length", "bone_vector"}
+
+
+def test_a_cyclic_lifter_meets_its_input_again_where_that_is_known() -> None:
+    config = ModelConfig(lifter="cyclic", cyclic=CyclicConfig(width=8, dropout=0.0))
+    model, given = build_lifter(config).eval(), batch()
+    given.confidence[:, 3] = 0
+    values = lifter_objective(config, cycle=0.1).values(model, given)
+    features = config.features(given.keypoints_px, given.confidence)
+    joints, decoded = model(features, cycle=True)
+    error = (decoded - features[..., :2]).abs().mean(-1)
+    error[:, 3] = 0
+    torch.testing.assert_close(values["cycle"], error.sum(1) / 18)
+    torch.testing.assert_close(values["lift_joint"], point_l1(joints, given.joints_m))
+    for without in (
+        lifter_objective(config, cycle=0.0),
+        lifter_objective(replace(config, cyclic=replace(config.cyclic, decoder=False))),
+        lifter_objective(replace(config, depth_only=True)),
+    ):
+        assert without.masks(given).keys() == {"lift_joint"}
 
 
 def test_the_mesh_needs_vertices() -> None:

@@ -294,7 +294,7 @@ def test_statistics_are_the_means_of_the_batches_without_dropout(frozen) -> None
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        estimate_statistics(model, batches)
+        estimate_statistics(model, batches, lambda b: model(b.keypoints_px, b.confidence))
         assert not any(module.training for module in model.modules()) and model.meshnet[1].momentum == 0.1
         found.append([norm.running_mean.clone() for norm in (model.posenet[1], model.meshnet[1])])
     assert all(torch.equal(a, b) for a, b in zip(*found))
@@ -311,7 +311,7 @@ def test_without_batch_norm_no_batch_is_made() -> None:
         raise AssertionError("nobody needs them")
         yield
 
-    estimate_statistics(model, batches())
+    estimate_statistics(model, batches(), lambda b: model(b.keypoints_px, b.confidence))
     assert not model.training
 
 

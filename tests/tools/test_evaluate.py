@@ -19,7 +19,7 @@ from data.noise import NoiseConfig
 from data.readers import pw3d
 from data.records import Records, RecordsWriter
 from gcn.evaluation import predict_mesh
-from gcn.pose2mesh import ModelConfig, build_posenet, save_weights
+from gcn.pose2mesh import ModelConfig, build_lifter, save_weights
 from gcn.posenet import PoseNetConfig
 from mesh.body import Body, load_body
 from mesh.errors import InputError
@@ -81,7 +81,7 @@ class Oracle(nn.Module):
 def networks_of(mesh: nn.Module | None) -> Networks:
     config = ModelConfig(posenet=PoseNetConfig(width=8, blocks=0))
     torch.manual_seed(0)
-    return Networks(posenet=build_posenet(config), config=config, mesh=mesh)  # type: ignore[arg-type]
+    return Networks(posenet=build_lifter(config), config=config, mesh=mesh)  # type: ignore[arg-type]
 
 
 def scored(samples: RecordSamples, change: Callable[[Tensor], Tensor], rules: str = "pw3d-pose2mesh") -> Scored:
