@@ -36,7 +36,8 @@ def read_poses(
     """Read an `.npz` with `poses` (N, 24, 4) quaternions wxyz or (N, 24, 3) axis-angle in SMPL joint order.
 
     `subject` (N,) and `level` (N,) are needed only when the selection asks for them: `subjects` keeps those people,
-    `except_subjects` leaves those out, `max_level` keeps the coarser covers of the pose space.
+    `except_subjects` leaves those out, `max_level` keeps the coarser covers of the pose space. Children of people left
+    out, in a file that was evolved without holding them out, are refused.
     """
     path = Path(path)
     columns = read_arrays(path, "poses of SMPL joints")
@@ -48,6 +49,8 @@ def read_poses(
     if subjects or except_subjects:
         column = _column(columns, "subject", path)
         keep &= np.isin(column, subjects) if subjects else ~np.isin(column, except_subjects)
+        if not subjects:
+            _refuse_descendants(columns, np.isin(column, except_subjects), path)
     if max_level < 4:
         keep &= _column(columns, "level", path) <= max_level
     if not keep.any():
@@ -60,6 +63,15 @@ def read_poses(
 
         selected = axis_angle_to_quaternion(selected)
     return PoseFile(quaternions=torch.nn.functional.normalize(selected, dim=-1), name=path.name)
+
+
+def _refuse_descendants(columns: dict[str, np.ndarray], left_out: np.ndarray, path: Path) -> None:
+    """Evolved poses (tools/evolve.py) must not descend from people who are held out."""
+    parents = columns.get("parents")
+    if parents is not None and left_out[parents[parents >= 0]].any():
+        raise InputError(
+            f"{path} holds evolved children of the people to be left out; evolve it anew with --validation-subjects"
+        )
 
 
 def _column(columns: dict[str, np.ndarray], key: str, path: Path) -> np.ndarray:

@@ -29,6 +29,16 @@ def test_pose_files_are_split_by_subject_and_level(pose_file: Path) -> None:
     torch.testing.assert_close(norms, torch.ones(40, 24))
 
 
+def test_children_of_people_who_are_left_out_are_refused(tmp_path: Path) -> None:
+    poses = np.random.default_rng(0).normal(size=(5, 24, 4)).astype(np.float32)
+    parents = np.array([[-1, -1], [-1, -1], [-1, -1], [0, 1], [3, 1]])
+    np.savez(tmp_path / "e.npz", poses=poses, subject=np.array([1, 2, 3, -1, -1]), parents=parents)
+    assert len(read_poses(tmp_path / "e.npz", except_subjects=(3,))) == 4
+    assert len(read_poses(tmp_path / "e.npz", subjects=(2,))) == 1
+    with pytest.raises(InputError, match=r"evolved children of the people to be left out; evolve it anew"):
+        read_poses(tmp_path / "e.npz", except_subjects=(2,))
+
+
 def test_axis_angle_pose_files_are_read_too(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", poses=np.full((2, 24, 3), [np.pi, 0, 0], np.float32))
     expected = torch.tensor([0.0, 1, 0, 0]).expand(2, 24, 4)
