@@ -21,6 +21,8 @@ COMMANDS = {
     "convert": "make records of a dataset's official files",
     "convert-body": "make a clean .npz of an SMPL model",
     "fit-pose-prior": "fit the pose prior to a pose file",
+    "evolve": "make more poses of a pose file by evolution",
+    "ablate": "train and compare the rows of a table",
 }
 
 

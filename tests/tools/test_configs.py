@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from gcn.pose2mesh import build_graph, build_meshnet, build_posenet
+from gcn.pose2mesh import build_graph, build_lifter, build_meshnet
 from gcn.train_state import make_state
 from mesh.body import load_body
 from mesh.errors import InputError
 from tools.experiment import dump_experiment, load_experiment
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 def test_there_are_configs() -> None:
@@ -24,7 +24,7 @@ def test_every_config_builds_its_networks_and_optimisers(path: Path) -> None:
     body = load_body()
     graph = build_graph(config.model.meshnet, body, body.template[None])
     make_state(build_meshnet(config.model, graph), config.meshnet_training)
-    make_state(build_posenet(config.model), config.posenet_training)
+    make_state(build_lifter(config.model), config.posenet_training)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
