@@ -145,7 +145,7 @@ def _finish(figure: Figure, ax: Axes, rows: Rows, title: str, unit: str) -> None
         columns = min(3 if longest <= 22 else 2 if longest <= 42 else 1, len(labels))
         bottom = (0.68 + 0.2 * -(-len(labels) // columns)) / _HEIGHT_IN
         figure.subplots_adjust(bottom=max(bottom, figure.subplotpars.bottom))
-        foot = (ax.get_position().x0 + ax.get_position().x1) / 2, 0.02
+        foot = 0.5, 0.02
         ax.legend(
             loc="lower center", bbox_to_anchor=foot, bbox_transform=figure.transFigure, borderaxespad=0,
             ncols=columns, frameon=False, fontsize=9,
