@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, float]]
 
 # Of the plots: colour-blind safe (Okabe and Ito), one colour per loss term or metric in every picture.
-_TERM_COLOURS = dict(zip(TERMS, ("#222222", "#0072B2", "#CC79A7", "#009E73", "#D55E00", "#E69F00", "#56B4E9")))
-_TERM_UNITS = {"normal": "cosine", "labeling": "cross-entropy"}  # all others: m
+_TERM_COLOURS = dict(
+    zip(TERMS, ("#222222", "#0072B2", "#CC79A7", "#009E73", "#D55E00", "#E69F00", "#56B4E9", "#56B4E9"))
+)
+_TERM_UNITS = {"normal": "cosine", "labeling": "cross-entropy", "uncertainty": "likelihood"}  # all others: m
 _METRIC_COLOURS = {
     "mpjpe_mm": "#0072B2",
     "pa_mpjpe_mm": "#D55E00",
@@ -32,6 +34,7 @@ _METRIC_COLOURS = {
     "wrongly_exchanged": "#0072B2",
     "exchange_missed": "#D55E00",
     "share_wrong": "#222222",
+    "nll": "#0072B2",
 }
 _STYLES = ("solid", (0, (5, 2)), (0, (1, 1.5)))  # exact, noisy, anything else
 _WIDTH_IN, _HEIGHT_IN, _DPI = 6.4, 4.8, 110
@@ -48,9 +51,9 @@ class _Curve:
 
 
 def draw_plots(rows: Rows, folder: Path) -> list[Path]:
-    """Draw `train_loss.png`, `joint_error.png`, `surface_error.png` and `labeling_error.png`; returns those drawn.
+    """Draw `train_loss.png`, `joint_error.png`, `surface_error.png`, `labeling_error.png` and `expected_error.png`.
 
-    `rows`: the lines of `metrics.jsonl` in the order written, each with "step" and "epoch"; loss terms in some,
+    Returns those drawn. `rows`: the lines of `metrics.jsonl` in the order written, each with "step" and "epoch"; loss terms in some,
     validation scores in others. What a resumed run did again counts once. A picture nothing is known for is left out.
     """
     rows = _without_repeated(rows)
@@ -245,5 +248,8 @@ _PICTURES: dict[str, Callable[[Rows], Figure | None]] = {
     ),
     "labeling_error.png": lambda rows: _draw_scores(
         rows, _LABELING_METRICS, "Validation: left and right", "share of samples", "{:.3g}"
+    ),
+    "expected_error.png": lambda rows: _draw_scores(
+        rows, ("nll",), "Validation: expected errors", "negative log-likelihood", "{:.3f}"
     ),
 }

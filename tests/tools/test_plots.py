@@ -115,6 +115,14 @@ def test_axes_tell_epochs_steps_and_units_and_no_legend_hides_a_line(figures: di
     ]  # fmt: skip
 
 
+def test_a_legend_of_long_names_lies_within_the_picture(figures: dict[str, Any], tmp_path: Path) -> None:
+    scores = {f"{kind}/{name}": 139.7 for kind in ("exact", "noisy") for name in ("lift_mpjpe_mm", "lift_pa_mpjpe_mm")}
+    draw_plots([validated(15500, scores)], tmp_path)
+    figure = figures["Validation: joint error"]
+    shown = figure.axes[0].get_legend().get_window_extent()
+    assert shown.x0 >= 0 and shown.x1 <= figure.bbox.x1
+
+
 def test_what_a_resumed_run_did_again_counts_once(tmp_path: Path) -> None:
     old, new = {"loss": 9.0}, {"loss": 1.0}
     killed = [trained(100, old), validated(100, SCORES), trained(200, old), validated(250, SCORES)]
