@@ -116,7 +116,7 @@ def test_axes_tell_epochs_steps_and_units_and_no_legend_hides_a_line(figures: di
 
 
 def test_a_legend_of_long_names_lies_within_the_picture(figures: dict[str, Any], tmp_path: Path) -> None:
-    scores = {f"{kind}/{name}": 139.7 for kind in ("exact", "noisy") for name in ("lift_mpjpe_mm", "lift_pa_mpjpe_mm")}
+    scores = {f"{kind}/{name}": 39.7 for kind in ("exact", "noisy") for name in ("lift_mpjpe_mm", "lift_pa_mpjpe_mm")}
     draw_plots([validated(15500, scores)], tmp_path)
     figure = figures["Validation: joint error"]
     shown = figure.axes[0].get_legend().get_window_extent()
