@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from gcn.losses import LossWeights
 from gcn.optim import OptimConfig, make_optimiser
@@ -28,7 +28,7 @@ class StageConfig:
     epochs: float | None = None
     batch_size: int = 256  # of one update, over all pieces and processes
     accumulate: int = 1  # pieces that a process takes its share of the batch in: less memory, the same samples
-    ema: float = 0.999  # decay of the averaged weights that are validated and shipped; 0: off
+    ema: float = 0.999  # decay of the averaged weights that are validated and shipped, less at first; 0: off
     validate_every: float = 1000.0
     log_every: int = 100  # steps
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -157,11 +157,28 @@ class TrainState:
             raise InputError(f"the checkpoint does not fit this configuration: {reason}") from exc
 
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Exponential moving average for `AveragedModel`, whose decay grows with the updates: (1 + n) / (10 + n) at most.
+
+    With a constant decay the untrained weights would stay in the average for thousands of steps.
+    """
+
+    @torch.no_grad()
+    def update(averaged: Tensors, current: Tensors, num_averaged: Tensor | int) -> None:
+        seen = int(num_averaged)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + seen) / (10 + seen)))
+
+    return update
+
+
 def make_state(model: nn.Module, config: StageConfig, dtype: torch.dtype = torch.float32) -> TrainState:
     """A fresh state: optimiser over what is trainable, average equal to the model."""
     return TrainState(
         model=model,
-        average=AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False),
+        average=AveragedModel(model, multi_avg_fn=moving_average(config.ema), use_buffers=False),
         optimiser=make_optimiser(config.optim, model),
         scaler=torch.amp.GradScaler("cuda", enabled=dtype == torch.float16),
     )

@@ -238,7 +238,7 @@ def test_the_averaged_weights_follow_the_stated_decay() -> None:
     for steps in (1, 2):
         train(state, replace(STAGE, steps=steps, validate_every=10))
         states.append(flat(state).chunk(2)[0].clone())
-    torch.testing.assert_close(flat(state).chunk(2)[1], 0.5 * states[0] + 0.5 * states[1])
+    torch.testing.assert_close(flat(state).chunk(2)[1], (2 * states[0] + 9 * states[1]) / 11)
     assert not torch.equal(states[0], states[1])
 
 
@@ -404,3 +404,18 @@ def test_a_checkpoint_that_lacks_something_is_refused() -> None:
     for name in state:
         with pytest.raises(InputError, match="does not fit this configuration"):
             toy_state().load_state_dict({k: v for k, v in state.items() if k != name})
+
+
+def test_the_average_forgets_the_untrained_weights_at_once_and_is_slow_later() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    state = make_state(model, StageConfig(ema=0.99))
+    expected = 0.0
+    for step in range(2000):
+        nn.init.constant_(model.weight, float(step))
+        state.average.update_parameters(model)
+        decay = 0.0 if step == 0 else min(0.99, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+        if step == 20:  # with a decay of 0.99 from the start it would be 1.9
+            assert state.average.module.weight.item() == pytest.approx(expected, rel=1e-5) and expected > 12
+    assert state.average.module.weight.item() == pytest.approx(expected, rel=1e-4)
+    assert expected == pytest.approx(1999 - 0.99 / 0.01, abs=1e-3)
