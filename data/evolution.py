@@ -29,6 +29,7 @@ from mesh.skinning import forward_kinematics
 _STREAM = 7  # of the random numbers that belong to a seed
 _BARREN = 50  # generations without a single survivor, after which nothing more is expected
 _CHUNK = 2048
+_MOST_SD_DEG = 360.0  # beyond it all directions are equally likely anyway
 _STILL = 1e-5  # 1 - |cosine| of half the angle between two rotations: half a degree
 _SUBTREES = tuple(name for name in SMPL24.names[1:] if not name.endswith(("hand", "foot")))
 
@@ -48,9 +49,10 @@ class EvolutionConfig:
     def __post_init__(self) -> None:
         for name in ("mutation", "tilt"):
             require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("mutation_sd_deg", "tilt_sd_deg", "novel_m"):
+        require(0 <= self.novel_m < math.inf, f"novel_m must not be negative, got {self.novel_m}")
+        for name in ("mutation_sd_deg", "tilt_sd_deg"):
             value = getattr(self, name)
-            require(0 <= value < math.inf, f"{name} must not be negative, got {value}")
+            require(0 <= value <= _MOST_SD_DEG, f"{name} must lie in [0, {_MOST_SD_DEG:g}], got {value}")
         require(0 < self.pairs <= 1, f"pairs must lie in (0, 1], got {self.pairs}")
         require(bool(self.subtrees), "subtrees must name at least one joint")
         require(SMPL24.root not in self.subtrees, f"{SMPL24.root} is the root: swapping all of a pose makes none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from data.draws import Draws
 from mesh.archives import read_arrays
 from mesh.errors import InputError
 from mesh.joints import SMPL24
+
+_LEAST_LENGTH = 1e-6  # of a quaternion that has a direction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,8 @@ def read_poses(
     if poses is None or poses.ndim != 3 or poses.shape[1:] not in ((len(SMPL24), 4), (len(SMPL24), 3)):
         came = "no 'poses'" if poses is None else f"'poses' of shape {poses.shape}"
         raise InputError(f"{path} holds {came}; expected (N, 24, 4) quaternions wxyz or (N, 24, 3) axis-angle")
+    if poses.dtype.kind not in "fiu":
+        raise InputError(f"{path}: 'poses' must be numbers, got {poses.dtype}")
     keep = np.ones(len(poses), bool)
     if subjects or except_subjects:
         column = _column(columns, "subject", path)
@@ -55,20 +60,34 @@ def read_poses(
         keep &= _column(columns, "level", path) <= max_level
     if not keep.any():
         raise InputError(f"{path}: no pose is left of {len(poses)} after selecting subjects and levels")
-    selected = torch.from_numpy(poses[keep].astype(np.float32))
+    with np.errstate(over="ignore"):  # too large a number is infinity, which is refused
+        selected = torch.from_numpy(poses[keep].astype(np.float32))
     if not torch.isfinite(selected).all():
         raise InputError(f"{path}: 'poses' holds NaN or infinity")
     if selected.shape[-1] == 3:
         from mesh.rotation import axis_angle_to_quaternion
 
         selected = axis_angle_to_quaternion(selected)
+    length = selected.norm(dim=-1)
+    if not ((length > _LEAST_LENGTH) & length.isfinite()).all():
+        raise InputError(f"{path}: 'poses' holds what is no rotation: quaternions of length 0 or beyond all numbers")
     return PoseFile(quaternions=torch.nn.functional.normalize(selected, dim=-1), name=path.name)
+
+
+def is_evolved(columns: Container[str]) -> bool:
+    """Whether a file was made by tools/evolve.py; "parents" alone may be those of a skeleton."""
+    return "parents" in columns and "generation" in columns
 
 
 def _refuse_descendants(columns: dict[str, np.ndarray], left_out: np.ndarray, path: Path) -> None:
     """Evolved poses (tools/evolve.py) must not descend from people who are held out."""
-    parents = columns.get("parents")
-    if parents is not None and left_out[parents[parents >= 0]].any():
+    if not is_evolved(columns):
+        return
+    parents = columns["parents"]
+    whole = parents.dtype.kind in "iu" and parents.shape == (len(left_out), 2)
+    if not whole or (parents.size and parents.max() >= len(left_out)):
+        raise InputError(f"{path}: 'parents' must be rows of the file for each of its {len(left_out)} poses")
+    if left_out[parents[parents >= 0]].any():
         raise InputError(
             f"{path} holds evolved children of the people to be left out; evolve it anew with --validation-subjects"
         )

@@ -140,7 +140,7 @@ def _paced(stage: StageConfig, steps: int, validations: int) -> StageConfig:
 
 def folder_name(label: str) -> str:
     """A label as the name of a folder."""
-    return re.sub(r"[^\w.+-]+", "_", label).strip("_.")
+    return re.sub(r"[^\w.+-]+", "_", label).strip("_.-")
 
 
 def selected(ablation: Ablation, labels: Sequence[str]) -> Ablation:

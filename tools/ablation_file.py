@@ -12,8 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mesh.errors import InputError, require
-from tools.ablation_config import STAGES, Ablation, Budget, Row, folder_name
+from tools.ablation_config import STAGES, Ablation, Budget, Row, Run, folder_name
 
+_ABSENT = object()
+_LONGEST_NAME = 200  # bytes; file systems end at 255, and seeds and endings follow
 _KEYS = ("base", "stage", "set", "budget", "rows", "seeds", "validations")
 
 
@@ -34,7 +36,7 @@ def load_ablation(
         raise InputError(f"{path}: set: {{row: NAME}} and share belong to a row")
     for override in overrides:
         require("=" in override, f"--set {override}: expected KEY=VALUE")
-        _free(override.partition("=")[0], stage, "--set")
+    _check_free(overrides, stage, "--set")
     try:
         ablation = Ablation(
             path=path, base=path.parent / str(node["base"]), stage=stage, common=(*common, *overrides),
@@ -98,7 +100,8 @@ def _budget(node: Any, path: Path) -> Budget:
     for name, value in given.items():
         kinds = (int,) if name == "samples" else (int, float)
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise InputError(f"{path}: budget: {name} must be a number, got {value!r}")
+            kind = "a whole number, as 1000000" if name == "samples" else "a number"
+            raise InputError(f"{path}: budget: {name} must be {kind}, got {value!r}")
     return Budget(**given)
 
 
@@ -122,30 +125,35 @@ def _changes(node: Any, where: str, stage: str) -> tuple[tuple[str, ...], dict[s
         wrong = [item for item in node if not isinstance(item, str) or "=" not in item]
         if wrong:
             raise InputError(f"{where}: expected a list of KEY=VALUE or keys and values, got {wrong[0]!r}")
-        for item in node:
-            _free(item.partition("=")[0], stage, where)
+        _check_free(node, stage, where)
         return tuple(node), {}, None
     overrides, starts, share = [], {}, None
     for key, value in (_mapping(node, where) if node != {} else {}).items():
-        _free(key, stage, where)
         if key == "share":
-            if not isinstance(value, (int, float)) or not 0 < value <= 1:
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
                 raise InputError(f"{where}: share: expected a part of the budget in (0, 1], got {value!r}")
             share = float(value)
         elif isinstance(value, dict) and list(value) == ["row"]:
             starts[key] = str(value["row"])
         else:
             overrides.append(f"{key}={json.dumps(value)}")
+    _check_free([*overrides, *(f"{key}=" for key in starts)], stage, where)
     return tuple(overrides), starts, share
 
 
-def _free(key: str, stage: str, where: str) -> None:
-    """Refuse what the budget and the seeds decide."""
+def _check_free(overrides: Sequence[str], stage: str, where: str) -> None:
+    """Refuse what the budget and the seeds decide, in whatever way it is written."""
     instead = {"seed": "seeds", f"{stage}_training.validate_every": "validations"}
-    if key in instead:
-        raise InputError(f"{where}: {key} is set for every row by the key {instead[key]!r} of the ablation")
-    if key == "train.resume_from":
-        raise InputError(f"{where}: {key} means nothing here: the same command again resumes all rows")
+    for override in overrides:
+        try:
+            changed = OmegaConf.from_dotlist([override])
+        except (YAMLError, OmegaConfBaseException, ValueError):
+            continue  # refused by the experiment, with the reason
+        for key, kept_by in instead.items():
+            if OmegaConf.select(changed, key, default=_ABSENT) is not _ABSENT:
+                raise InputError(f"{where}: {key} is set for every row by the key {kept_by!r} of the ablation")
+        if OmegaConf.select(changed, "train.resume_from", default=_ABSENT) is not _ABSENT:
+            raise InputError(f"{where}: train.resume_from means nothing here: the same command again resumes all rows")
 
 
 def _check_rows(ablation: Ablation) -> None:
@@ -153,9 +161,11 @@ def _check_rows(ablation: Ablation) -> None:
     names: dict[str, str] = {}
     for row in ablation.rows:
         name = folder_name(row.label)
-        if not name or name in names:
-            other = names.get(name, "nothing")
-            raise InputError(f"{ablation.path}: row {row.label!r} gets the folder name {name!r}, as {other!r} does")
+        where = f"{ablation.path}: row {row.label!r}"
+        require(row.label.isprintable(), f"{where}: a label must be one line of text")
+        require(bool(name), f"{where}: a label needs a letter or a digit, for the name of its folder")
+        require(len(name.encode()) <= _LONGEST_NAME, f"{where}: the label is too long for the name of a folder")
+        require(name not in names, f"{where} gets the folder name {name!r}, as {names.get(name)!r} does")
         names[name] = row.label
     labels = set(names.values())
     for row in ablation.rows:
@@ -164,5 +174,13 @@ def _check_rows(ablation: Ablation) -> None:
                 raise InputError(
                     f"{ablation.path}, row {row.label}: {key} names row {label!r}, which is not another row"
                 )
+    runs: dict[str, Run] = {}
+    for run in ablation.runs():
+        other = runs.setdefault(run.name, run)
+        if other is not run:
+            raise InputError(
+                f"{ablation.path}: row {run.row.label!r} with seed {run.seed} gets the folder name {run.name!r}, as "
+                f"{other.row.label!r} with seed {other.seed} does"
+            )
     for run in ablation.runs()[: len(ablation.rows)]:
         ablation.config(run, Path("runs"))

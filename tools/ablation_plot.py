@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from mesh.files import replacing
 from tools.ablation_config import Ablation
 from tools.ablation_scores import MAIN_METRIC, Result
 from tools.progress import METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.lines import Line2D
 
 # Okabe and Ito: told apart by colour-blind people as well; then the same again dashed, and dotted.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
@@ -36,17 +40,18 @@ def draw_curves(ablation: Ablation, results: Sequence[Result], path: Path) -> No
     bottom = (0.75 + legend_in) / height
     figure.subplots_adjust(left=0.06, right=0.985, top=1 - 0.75 / height, bottom=bottom, wspace=0.15)
     axes = figure.subplots(1, len(names), squeeze=False)[0]
+    lines: dict[str, Line2D] = {}
     for ax, name in zip(axes, names):
         shown: list[np.ndarray] = []
         for result in results:
             place = labels.index(result.run.row.label)
             curve = result.training
-            ax.plot(
+            (line,) = ax.plot(
                 curve.samples, curve.scores[name], color=_COLOURS[place % len(_COLOURS)],
                 linestyle=_STYLES[place // len(_COLOURS) % len(_STYLES)], linewidth=1.7,
                 marker="o" if len(curve.samples) <= 40 else "", markersize=3.5,
-                label=result.run.row.label if result.run.seed == ablation.seeds[0] else None,
             )  # fmt: skip
+            lines.setdefault(result.run.row.label, line)
             shown.append(curve.scores[name])
         values = np.concatenate(shown)
         if np.nanmin(values) > 0 and np.nanmax(values) > _LOG_RATIO * np.nanmin(values):
@@ -63,8 +68,13 @@ def draw_curves(ablation: Ablation, results: Sequence[Result], path: Path) -> No
         ax.grid(True, which="both", color="#e2e2e2", linewidth=0.7)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_color("#bbbbbb")
-    figure.suptitle(f"{ablation.path.stem}: {ablation.budget} per row", fontweight="bold", fontsize=12)
-    handles, texts = axes[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="lower center", ncols=columns, frameon=False, fontsize=9)
+    title = f"{ablation.path.stem}: {ablation.budget} per row"
+    figure.suptitle(title, fontweight="bold", fontsize=12, parse_math=False)
+    shown_labels = [f" {label}" for label in lines]  # what begins with an underscore is left out
+    legend = figure.legend(
+        list(lines.values()), shown_labels, loc="lower center", ncols=columns, frameon=False, fontsize=9
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a dollar is a dollar
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=_DPI)

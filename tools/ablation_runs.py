@@ -19,7 +19,7 @@ from mesh.errors import InputError
 from mesh.files import replacing
 from mesh.lock import FolderLock
 from tools.ablation_config import Ablation, Run
-from tools.experiment import ExperimentConfig, changes, dump_experiment, parse_experiment
+from tools.experiment import ExperimentConfig, changes, dump_experiment, load_experiment
 from tools.run_folder import RunFolder
 from tools.signals import StopSignals
 
@@ -73,8 +73,9 @@ class Ledger:
             return cls(file)
         try:
             content: dict[str, Any] = json.loads(file.read_text())
-            return cls(file, list(content["finished"]), {k: (v[0], v[1]) for k, v in content["steps"].items()})
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as exc:
+            steps = {k: (float(v[0]), int(v[1])) for k, v in content["steps"].items()}
+            return cls(file, [str(name) for name in content["finished"]], steps)
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as exc:
             raise InputError(f"{file} is not readable: {exc!r}; move it away, rows are then looked at anew") from exc
 
     def save(self) -> None:
@@ -104,8 +105,8 @@ class Trainings:
             folder = self._folder.run(run)
             if not folder.config.is_file():
                 continue
-            text = parse_experiment(folder.config.read_text(), str(folder.config))
-            differing = changes(dump_experiment(text), dump_experiment(self._config(run)))
+            before = load_experiment(folder.config)
+            differing = changes(dump_experiment(before), dump_experiment(self._config(run)))
             if differing:
                 raise InputError(
                     f"row {run.row.label} was begun otherwise: {'; '.join(differing)}; choose another --out, or delete "
@@ -170,6 +171,9 @@ class Trainings:
             self._failed(run, str(exc))
             return None
         exists = self._folder.run(run).path.exists()
+        if run.name in self._ledger.finished:  # its folder was deleted: it is finished no more
+            self._ledger.finished.remove(run.name)
+            self._ledger.save()
         say(f"{run.name}: {'goes on' if exists else 'begins'}, {self._steps(config):,} steps")
         words = [
             *("--config", str(file), "--name", run.name, "--runs", str(self._folder.runs)),

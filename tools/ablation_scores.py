@@ -17,6 +17,7 @@ from gcn.evaluation import Errors, lifter_errors, mesh_errors
 from gcn.layers.sparse import SparseMatrix
 from gcn.pose2mesh import ModelConfig, Pose2Mesh, load_pose2mesh, load_posenet
 from mesh.body import Body, load_body
+from mesh.errors import require
 from mesh.joints import HUMAN36M17
 from mesh.samples import Batch
 from tools.ablation_config import Ablation, Run
@@ -142,8 +143,12 @@ def _rows(batch: Batch, index: torch.Tensor) -> Batch:
 
 
 def _training(folder: RunFolder, batch_size: int, before: Sequence[Training]) -> Training:
-    rows = folder.rows()
+    try:
+        rows = folder.rows()
+    except UnicodeDecodeError:
+        rows = []
     validations = [row for row in rows if any("/" in name for name in row)]
+    require(bool(validations), f"{folder.metrics} holds no validation; delete {folder.path} to train that row anew")
     begun = sum(training.samples_seen for training in before)
     steps = int(validations[-1]["step"])
     names = [name for name in validations[-1] if "/" in name]

@@ -32,6 +32,7 @@ _EXAMPLE = """example:
   python tools/train_posenet.py --config configs/default.yaml \\
     --set poses.file=EVOLVED.npz poses.validation_subjects='[5,13]'"""
 _NO_SUBJECT = -1  # of a child, which may descend from many people
+_POSE_SIZE = 24 * 4  # numbers of a pose
 _STATE = ("poses", "parents", "generation", "children", "settings")
 
 
@@ -186,7 +187,7 @@ def _read(args: argparse.Namespace) -> _Source:
     import torch
 
     from data.draws import step_generator
-    from data.poses import read_poses
+    from data.poses import is_evolved, read_poses
     from mesh.archives import read_arrays
 
     both = set(args.except_subjects) & set(args.validation_subjects)
@@ -194,7 +195,10 @@ def _read(args: argparse.Namespace) -> _Source:
     require(0 < args.share <= 1, f"--share must lie in (0, 1], got {args.share}")
     require(0 <= args.seed < 2**31, f"--seed must lie in [0, 2**31), got {args.seed}")
     poses = read_poses(args.poses).quaternions
-    columns = read_arrays(args.poses, "poses of SMPL joints", only=("subject", "level"))
+    columns = read_arrays(args.poses, "poses of SMPL joints", only=("subject", "level", "parents", "generation"))
+    bred = is_evolved(columns) and (columns["generation"] != 0).any()
+    require(not bred, f"{args.poses} holds evolved poses, whose descent would be lost; begin with the recorded ones")
+    columns = {name: column for name, column in columns.items() if name in ("subject", "level")}
     for name, column in columns.items():
         right = column.shape == (len(poses),) and column.dtype.kind in "iu"
         require(right, f"{args.poses}: {name!r} must be {len(poses)} whole numbers, got {column.dtype}{column.shape}")
@@ -248,6 +252,7 @@ def _write(out: Path, population: Population, source: _Source, settings: dict[st
 
 def _state(out: Path, source: _Source, settings: dict[str, Any]) -> Population:
     """The population that OUT holds; refused if it was begun in another way."""
+    import numpy as np
     import torch
 
     from data.evolution import Population
@@ -258,18 +263,40 @@ def _state(out: Path, source: _Source, settings: dict[str, Any]) -> Population:
     require(not missing, f"{out} was not made by tools/evolve.py: it lacks {', '.join(missing)}; take another name")
     try:
         before = dict(json.loads(str(arrays["settings"])))
-    except ValueError as exc:
+    except (ValueError, TypeError) as exc:
         raise InputError(f"{out} was not made by tools/evolve.py: its 'settings' are none; take another name") from exc
     for name, value in json.loads(json.dumps(settings)).items():
         same = before.get(name) == value
         require(same, f"{out} was begun with {name} {before.get(name)}, not {value}; resume with the same options")
-    poses, parents, generation, counts = (torch.from_numpy(arrays[name]) for name in _STATE[:4])
-    own = slice(0, len(poses) - len(source.validation))
-    same = torch.equal(poses[: len(source.founders)], source.founders) and torch.equal(
-        poses[own.stop :], source.validation
+    stored, end = np.atleast_1d(arrays["poses"]), arrays["poses"].size // _POSE_SIZE - len(source.validation)
+    same = np.array_equal(stored[: len(source.founders)], source.founders) and np.array_equal(
+        stored[max(0, end) :], source.validation
     )
     require(same, f"{out} was begun with other poses; resume with the pose file that it was begun with")
-    return Population(poses=poses[own], parents=parents[own], generation=generation[own], counts=counts)
+    fits = _fit_together(arrays, len(source.founders), end, settings["size"])
+    require(fits, f"{out} was damaged: its {', '.join(_STATE[:4])} do not fit together; take another name")
+    poses, parents, generation, counts = (torch.from_numpy(arrays[name]) for name in _STATE[:4])
+    return Population(poses=poses[:end], parents=parents[:end], generation=generation[:end], counts=counts)
+
+
+def _fit_together(arrays: dict[str, np.ndarray], num_founders: int, end: int, size: int) -> bool:
+    """Whether the arrays of OUT are of one evolution, as `_write` leaves them; its own poses are the first `end`."""
+    import numpy as np
+
+    poses, parents, generation, counts = (arrays[name] for name in _STATE[:4])
+    types = (poses.dtype, parents.dtype, generation.dtype, counts.dtype)
+    shapes = (poses.shape[1:], parents.shape[1:], generation.shape[1:], counts.shape[1:])
+    if types != (np.float32, np.int64, np.int64, np.int64) or shapes != ((24, 4), (2,), (), (3,)):
+        return False
+    if not len(poses) == len(parents) == len(generation) or not np.isfinite(poses).all():
+        return False
+    sizes = np.bincount(generation[:end].clip(0, len(counts) + 1), minlength=len(counts) + 1)
+    expected = np.append(num_founders, counts[:, 0] - counts[:, 1:].sum(1))
+    if end == size:
+        expected[-1] = min(expected[-1], sizes[-1])  # of the last generation only as many as were asked for
+    in_turn = np.array_equal(generation[:end], np.repeat(np.arange(len(sizes)), sizes))
+    children = parents[num_founders:end]
+    return np.array_equal(sizes, expected) and in_turn and bool(((children >= 0) & (children < end)).all())
 
 
 if __name__ == "__main__":

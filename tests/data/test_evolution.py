@@ -252,7 +252,8 @@ def test_distances_in_pieces_equal_those_at_once(generator: torch.Generator) -> 
     [
         ({"pairs": 0.0}, "pairs must lie in"),
         ({"mutation": 1.5}, "mutation must lie in"),
-        ({"tilt_sd_deg": -1.0}, "tilt_sd_deg must not be negative"),
+        ({"mutation_sd_deg": 1e30}, "mutation_sd_deg must lie in"),
+        ({"tilt_sd_deg": -1.0}, "tilt_sd_deg must lie in"),
         ({"novel_m": math.nan}, "novel_m must not be negative"),
         ({"subtrees": ("pelvis",)}, "pelvis is the root"),
         ({"subtrees": ("left_kneecap",)}, "no joint 'left_kneecap'"),

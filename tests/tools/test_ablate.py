@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -24,9 +25,10 @@ from tools.ablation_file import load_ablation, parse_budget
 from tools.ablation_plot import draw_curves
 from tools.ablation_rehearsal import step_seconds
 from tools.ablation_runs import Folder, Trainings
-from tools.ablation_scores import Result, Training
+from tools.ablation_scores import Result, Training, _training
 from tools.ablation_table import csv_text, markdown
 from tools.experiment import dump_experiment, load_experiment
+from tools.run_folder import RunFolder
 from tools.signals import StopSignals
 from tools.stages import STAGES, Setting
 
@@ -134,13 +136,21 @@ def test_a_row_follows_those_it_starts_from(tmp_path: Path) -> None:
     [
         ("budget:", "bugdet:", "unknown key 'bugdet'; expected base, stage"),
         ("samples: 480", "samples: 480, minutes: 1", "either samples: N or minutes: M"),
-        ("samples: 480", "samples: many", "samples must be a number, got 'many'"),
+        ("samples: 480", "samples: many", "samples must be a whole number, as 1000000, got 'many'"),
         ("samples: 480", "samples: 7", "row a: a budget of 7 samples is less than one batch of 8"),
         ("samples: 480", "minutes: -1", "must be positive and finite, got -1"),
         ("model.posenet.blocks", "model.posenet.bloks", "row b: .*model.posenet.bloks.*not in"),
         ("  a:", "  a: {{seed: 3}}", "row a: seed is set for every row by the key 'seeds'"),
         ("  a:", "  a: {{posenet_training.validate_every: 3}}", "by the key 'validations'"),
+        ("  a:", "  a: {{posenet_training: {{validate_every: 3}}}}", "by the key 'validations'"),
+        ("  a:", "  a: ['[seed]=3']", "row a: seed is set for every row by the key 'seeds'"),
         ("  a:", "  a: {{train.resume_from: x}}", "the same command again resumes"),
+        ("  a:", "  a: {{train: {{resume_from: x}}}}", "the same command again resumes"),
+        ("  a:", '  "a\\nb":', "a label must be one line of text"),
+        ("  a:", "  '/':", "a label needs a letter or a digit"),
+        ("  a:", f"  {'x' * 300}:", "the label is too long"),
+        ("rows:", "seeds: [0, 1]\nrows:\n  a-seed1:", "'a' with seed 1 gets the folder name 'a-seed1', as 'a-seed1'"),
+        ("  a:", "  a: {{share: true}}", r"share: expected a part of the budget in \(0, 1\], got True"),
         ("  a:", "  a: {{model.posenet_start: {{row: c}}}}", "row a: model.posenet_start names row 'c'"),
         ("  a:", "  a: {{model.posenet_start: {{row: a}}}}", "names row 'a', which is not another row"),
         ("  a:", "  a: [oops]", "row a: expected a list of KEY=VALUE"),
@@ -385,3 +395,56 @@ def test_curves_of_many_rows_are_drawn_for_both_kinds(tmp_path: Path) -> None:
     with Image.open(tmp_path / "plot.png") as picture:
         assert picture.width > 1000 and len(picture.convert("RGB").getcolors(2**24)) > 100
     assert "matplotlib.pyplot" not in set(sys.modules) - before
+
+
+def test_a_label_like_an_option_gets_the_name_of_a_folder(tmp_path: Path) -> None:
+    found = ablation(tmp_path, TWO + "  --resume:\n  -x/y:\n")
+    assert [run.name for run in found.runs()] == ["a", "b", "resume", "x_y"]
+
+
+def test_a_row_whose_folder_was_deleted_is_not_finished_until_it_ends_again(tmp_path: Path, fake) -> None:
+    found = ablation(tmp_path)
+    train(found, tmp_path)
+    shutil.rmtree(fake.runs / "b")
+    fake.codes["b"] = 130
+    assert set(train(found, tmp_path).failures) == {"b"}
+    (fake.runs / "b").mkdir()
+    (fake.runs / "b" / "weights.safetensors").touch()  # of its first validation
+    fake.codes.clear()
+    fake.calls.clear()
+    train(found, tmp_path)
+    assert fake.calls == [("b", True)]
+
+
+@pytest.mark.parametrize("text", ["[]", '{"finished": [], "steps": []}', '{"finished": [], "steps": {"a": ["x", 1]}}'])
+def test_an_unreadable_ledger_is_refused(tmp_path: Path, fake, text: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "ablation.json").write_text(text)
+    with pytest.raises(InputError, match=r"ablation\.json is not readable"):
+        train(ablation(tmp_path), tmp_path)
+
+
+def test_a_damaged_configuration_of_a_row_is_refused(tmp_path: Path, fake) -> None:
+    begun(ablation(tmp_path), tmp_path, "b")
+    (tmp_path / "out" / "runs" / "b" / "config.yaml").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"b/config\.yaml is not readable"):
+        train(ablation(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff"])
+def test_a_run_without_validations_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match="holds no validation; delete"):
+        _training(RunFolder(tmp_path), 8, [])
+
+
+def test_labels_are_drawn_as_they_are(tmp_path: Path, monkeypatch) -> None:
+    from matplotlib.figure import Figure
+
+    legends = []
+    legend = Figure.legend
+    monkeypatch.setattr(Figure, "legend", lambda *a, **k: legends.append(made := legend(*a, **k)) or made)
+    found = ablation(tmp_path, TWO + "  _$\\alpha_{{$ of 5:\n")
+    results = [result(run, errors(50 + k)) for k, run in enumerate(found.runs())]
+    draw_curves(found, results, tmp_path / "plot.png")
+    assert [text.get_text().strip() for text in legends[0].get_texts()] == ["a", "b", "_$\\alpha_{$ of 5"]

@@ -21,7 +21,8 @@ LEVELS = np.tile([0, 1, 2, 3], 30)
 def pose_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("poses") / "poses.npz"
     poses = load_pose_prior().sample(len(PEOPLE), torch.Generator().manual_seed(0)).numpy()
-    np.savez(path, poses=poses.astype(np.float16), subject=PEOPLE.astype(np.int16), level=LEVELS.astype(np.uint8))
+    columns = {"subject": PEOPLE.astype(np.int16), "level": LEVELS.astype(np.uint8)}
+    np.savez(path, poses=poses.astype(np.float16), parents=np.arange(-1, 23), **columns)  # parents: of the skeleton
     return path
 
 
@@ -223,3 +224,41 @@ def test_help_explains_every_option(capsys) -> None:
     text = capsys.readouterr().out
     assert "--validation-subjects" in text and "--resume" in text
     assert all(action.help for action in evolve.parser()._actions)
+
+
+def test_evolved_poses_do_not_begin_anew(pose_file: Path, tmp_path: Path, capsys) -> None:
+    assert run(pose_file, tmp_path / "e.npz", "--size", 130) == 0  # children of everybody
+    assert run(tmp_path / "e.npz", tmp_path / "again.npz", "--validation-subjects", 3) == 2
+    assert "holds evolved poses, whose descent would be lost" in capsys.readouterr().err
+    assert not (tmp_path / "again.npz").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda a: {name: values[:200] if values.shape[:1] == (240,) else values for name, values in a.items()},
+        lambda a: {"poses": a["poses"].astype(float)},
+        lambda a: {"poses": np.where(np.arange(240)[:, None, None] == 199, np.nan, a["poses"]).astype(np.float32)},
+        lambda a: {"parents": a["parents"] + 1000},
+        lambda a: {"parents": a["parents"][:7]},
+        lambda a: {"generation": a["generation"] * 0},
+        lambda a: {"generation": a["generation"][:, None]},
+        lambda a: {"children": a["children"][:1]},
+        lambda a: {"children": np.arange(3)},
+    ],
+)
+def test_a_damaged_file_does_not_go_on(pose_file: Path, evolved: Path, tmp_path: Path, capsys, damage) -> None:
+    whole = {name: values for name, values in arrays(evolved).items() if name not in ("subject", "level")}
+    out = tmp_path / "e.npz"
+    np.savez(out, **{**whole, **damage(whole)})
+    before = out.read_bytes()
+    assert run(pose_file, out, "--validation-subjects", 3, "--resume") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and ("was damaged: its poses" in error or "begun with other poses" in error)
+    assert out.read_bytes() == before
+
+
+def test_settings_that_are_none_do_not_go_on(pose_file: Path, evolved: Path, tmp_path: Path, capsys) -> None:
+    np.savez(tmp_path / "e.npz", **{**arrays(evolved), "settings": np.array("3")})
+    assert run(pose_file, tmp_path / "e.npz", "--validation-subjects", 3, "--resume") == 2
+    assert "its 'settings' are none" in capsys.readouterr().err
