@@ -45,7 +45,7 @@ class BoneLengthLoss(nn.Module):
 
     def __init__(self, joints: JointSet) -> None:
         super().__init__()
-        self.register_buffer("edges", torch.tensor(joints.edges), persistent=False)  # (E, 2)
+        self.register_buffer("edges", torch.tensor(_bones(joints)), persistent=False)  # (E, 2)
 
     def forward(self, pred: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
         """(B, J, 3) metres twice, (B, J) bool -> (B,); a bone counts if both its ends are known."""
@@ -60,7 +60,7 @@ class BoneVectorLoss(nn.Module):
 
     def __init__(self, joints: JointSet) -> None:
         super().__init__()
-        self.register_buffer("edges", torch.tensor(joints.edges), persistent=False)  # (E, 2)
+        self.register_buffer("edges", torch.tensor(_bones(joints)), persistent=False)  # (E, 2)
 
     def forward(self, pred: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
         """(B, J, 3) metres twice, (B, J) bool -> (B,); a bone counts if both its ends are known."""
@@ -168,6 +168,12 @@ class JointLimitLoss(nn.Module):
         return [_angle(upper, centre), _angle(lower, upper), _angle(_turn_back(upper, reference, lower), bending)]
 
 
+def _bones(joints: JointSet) -> tuple[tuple[int, int], ...]:
+    if not joints.edges:
+        raise InputError(f"joint set {joints.name} has no links, so it has no bones to compare")
+    return joints.edges
+
+
 def bone_pairs(joints: JointSet) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Left bones and their right partners, by index of their ends; from the names."""
     mirror = joints.flip_permutation
@@ -257,7 +263,8 @@ def _in_frame(vectors: Tensor, frame: Tensor) -> Tensor:
 
 def _angle(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Angle between directions, (..., 3) twice -> (...) radians, and where both have one (bool)."""
-    a, b = torch.broadcast_tensors(a, b)
+    kind = torch.promote_types(a.dtype, b.dtype)
+    a, b = torch.broadcast_tensors(a.to(kind), b.to(kind))
     sine = torch.linalg.cross(a, b).square().sum(-1).clamp_min(1e-8).sqrt()
     return torch.atan2(sine, (a * b).sum(-1)), a.square().sum(-1) * b.square().sum(-1) > 0.9
 

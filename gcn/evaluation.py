@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gcn.labeling import exchange_labels, exchanged_probability
 from gcn.layers.sparse import SparseMatrix
 from gcn.pose2mesh import ModelConfig, Pose2Mesh
+from gcn.uncertainty import error_loss
 from mesh.joints import HUMAN36M17
-from mesh.metrics import aligned_distances_mm, point_distances_mm
+from mesh.metrics import MM_PER_M, aligned_distances_mm, point_distances_mm
 from mesh.protocols import PROTOCOLS, Posed, compare
 from mesh.samples import Batch
 
 Errors = dict[str, Tensor]
 _BATCH = 256
+_NOT_ROOT = [k for k in range(len(HUMAN36M17)) if k != HUMAN36M17.root_idx]
 _VALIDATION = ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm", "facing_error_rad")
 
 
@@ -79,6 +82,41 @@ def labeling_errors(labeling: nn.Module, config: ModelConfig, batches: Iterable[
         missed = exchanged_probability(labeling(exchange_labels(features))) <= 0.5
         rows.append({"wrongly_exchanged": wrongly.float(), "exchange_missed": missed.float()})
     return _joined(rows)
+
+
+def uncertainty_scores(expected_m: Tensor, error_m: Tensor) -> dict[str, float]:
+    """How well expected errors (N, 17) tell the true ones (N, 17), metres, of N people; the pelvis is left out.
+
+    `nll`: mean of `error_loss`. Spearman rank correlations: `joint_rank` of all joints of all people,
+    `within_joint_rank` mean of those of each joint, `person_rank` of the people's means; 0 where all are equal.
+    `expected_over_true`: ratio of the means. `worst_tenth_ratio`: true error of the tenth of the people with the
+    largest expected errors over that of the others; `worst_tenth_from_mm`, `worst_tenth_joint_from_mm`: expected errors
+    of people, and of joints, from which the tenths begin.
+    """
+    expected, error = (t.double().cpu()[:, _NOT_ROOT] for t in (expected_m, error_m))
+    everything = torch.ones_like(expected_m, dtype=torch.bool)
+    order = expected.mean(1).argsort(descending=True)
+    worst, others = order.tensor_split([-(-len(order) // 10)])
+    ratio = error[worst].mean() / error[others].mean() if len(others) else torch.tensor(1.0)
+    within = [_rank_correlation(expected[:, k], error[:, k]) for k in range(expected.shape[1])]
+    return {
+        "nll": float(error_loss(expected_m, error_m, everything).double().mean()),
+        "joint_rank": _rank_correlation(expected.flatten(), error.flatten()),
+        "within_joint_rank": sum(within) / len(within),
+        "person_rank": _rank_correlation(expected.mean(1), error.mean(1)),
+        "expected_over_true": float(expected.mean() / error.mean()),
+        "worst_tenth_ratio": float(ratio),
+        "worst_tenth_from_mm": float(expected.mean(1).quantile(0.9)) * MM_PER_M,
+        "worst_tenth_joint_from_mm": float(np.quantile(expected.numpy(), 0.9)) * MM_PER_M,
+    }
+
+
+def _rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's, of two rows; 0 where one is constant."""
+    from scipy.stats import rankdata
+
+    ranks = np.stack([rankdata(a.numpy()), rankdata(b.numpy())])
+    return 0.0 if (np.ptp(ranks, axis=1) == 0).any() else float(np.corrcoef(ranks)[0, 1])
 
 
 def means(errors: Errors) -> dict[str, float]:

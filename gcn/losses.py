@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch import Tensor
 
 from mesh.errors import require
 
 _BONES = ("bone_length", "bone_vector", "bone_symmetry", "joint_limit")
-_CONSTANT = ("vertex", "normal", "mesh_joint", "lift_joint", *_BONES, "labeling")
+_CONSTANT = ("vertex", "normal", "mesh_joint", "lift_joint", *_BONES, "labeling", "uncertainty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +36,7 @@ class LossWeights:
     cycle: float = 0.01  # of lifters that have a decoder: how far its 2D joints are from the input's
     cycle_decay_epochs: float = 0.0  # the cycle's weight falls to 1/e in so many; 0: it stays
     labeling: float = 1.0
+    uncertainty: float = 1.0
     surface_share: float = 1.0  # 1/n: the dear normal and edge terms are computed on every n-th sample of a piece
 
     def __post_init__(self) -> None:
@@ -67,46 +66,3 @@ def point_l1(pred: Tensor, target: Tensor, known: Tensor | None = None) -> Tenso
         return (pred - target).abs().mean((1, 2))
     error = (pred - torch.where(known[..., None], target, 0.0)).abs().mean(-1)
     return torch.where(known, error, 0.0).sum(1) / known.sum(1).clamp_min(1)
-
-
-class SurfaceLoss(nn.Module):
-    """Normal and edge-length consistency of a mesh with fixed faces, on each edge once.
-
-    normal: mean over faces and their three edges of |cos(predicted edge, true face normal)|;
-    edge: mean over the faces' edges of the absolute difference in length. Both weigh an edge by the number of its
-    faces, as the sum over faces does. Degenerate faces and edges give finite gradients.
-    """
-
-    edges: Tensor
-    edge_share: Tensor
-    faces: Tensor
-    face_edges: Tensor
-
-    def __init__(self, faces: np.ndarray) -> None:
-        super().__init__()
-        sides = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])  # (3 F, 2)
-        edges, inverse = np.unique(np.sort(sides, axis=1), axis=0, return_inverse=True)
-        inverse = inverse.reshape(3, len(faces)).T  # (F, 3)
-        share = np.bincount(inverse.ravel(), minlength=len(edges)) / inverse.size
-        self.register_buffer("edges", torch.from_numpy(edges), persistent=False)
-        self.register_buffer("edge_share", torch.from_numpy(share).float(), persistent=False)
-        self.register_buffer("faces", torch.from_numpy(np.ascontiguousarray(faces)).long(), persistent=False)
-        self.register_buffer("face_edges", torch.from_numpy(inverse.copy()), persistent=False)
-
-    def _edge_vectors(self, vertices: Tensor) -> Tensor:
-        return vertices[:, self.edges[:, 1]] - vertices[:, self.edges[:, 0]]  # (B, E, 3)
-
-    def forward(self, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, V, 3) predicted and true vertices in metres -> normal loss (B,), edge loss (B,) in metres."""
-        with torch.no_grad():
-            corners = target[:, self.faces]  # (B, F, 3, 3)
-            sides = corners[:, :, 1:] - corners[:, :, :1]
-            normals = normalize(torch.linalg.cross(sides[:, :, 0], sides[:, :, 1]), dim=-1)
-            true_length = self._edge_vectors(target).norm(dim=-1)
-        vectors = self._edge_vectors(pred)
-        squared = vectors.square().sum(-1)
-        length = squared.clamp_min(1e-12).sqrt()
-        unit = vectors / length[..., None]
-        cosines = (unit[:, self.face_edges] * normals[:, :, None]).sum(-1)  # (B, F, 3)
-        edge = ((length - true_length).abs() * self.edge_share).sum(-1)
-        return cosines.abs().mean((1, 2)), edge

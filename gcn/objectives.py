@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,9 +13,12 @@ from gcn.bone_losses import BoneLengthLoss, BoneSymmetryLoss, BoneVectorLoss, Jo
 from gcn.labeling import exchange_some, labeling_loss
 from gcn.layers.sparse import SparseMatrix
 from gcn.lifters.cyclic import cycle_loss
-from gcn.losses import LossWeights, SurfaceLoss, point_l1
+from gcn.losses import LossWeights, point_l1
+from gcn.mirroring import MirrorAveraged
 from gcn.pose2mesh import JOINTS, ModelConfig
-from mesh.joints import JointSet
+from gcn.surface_loss import SurfaceLoss
+from gcn.uncertainty import error_loss
+from mesh.joints import HUMAN36M17, JointSet
 from mesh.samples import Batch
 
 _COMPARED: dict[str, Callable[[JointSet], nn.Module]] = {"bone_length": BoneLengthLoss, "bone_vector": BoneVectorLoss}
@@ -85,6 +89,54 @@ class LabelingObjective:
         features = self.config.features(batch.keypoints_px, batch.confidence)
         mixed, exchanged = exchange_some(features, torch.rand(len(batch), device=features.device))
         return {"labeling": labeling_loss(model(mixed).float(), exchanged)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What an ErrorNet sees of B people, and how far off their meshes are: `error_m` (B, 17), where `known` (B, 17)."""
+
+    features: Tensor
+    seen: Tensor
+    mirrored: Tensor
+    error_m: Tensor
+    known: Tensor
+
+    def expected_m(self, model: nn.Module) -> Tensor:
+        """The network's answer, (B, 17)."""
+        return model(self.features, self.seen, self.mirrored).float()
+
+
+class UncertaintyObjective:
+    """`uncertainty`: likelihood of the errors of a frozen mesh network, averaged with the mirror image.
+
+    That network belongs to the objective, not to what is trained and saved. `regressor` takes vertices to human36m17.
+    """
+
+    def __init__(self, averaged: MirrorAveraged, regressor: SparseMatrix) -> None:
+        self.averaged, self.regressor = averaged.eval().requires_grad_(False), regressor
+
+    def masks(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Objective`."""
+        known = batch.regressed_valid.clone()
+        known[:, HUMAN36M17.root_idx] = False
+        return {"uncertainty": known.any(1)}
+
+    @torch.no_grad()
+    def judge(self, batch: Batch) -> Judged:
+        """Mesh and truth, pelvis at pelvis; in float32, so that rounding is not taken for an error."""
+        with torch.autocast(batch.keypoints_px.device.type, enabled=False):
+            (seen, one), (mirrored, other) = self.averaged.looks(batch.keypoints_px, batch.confidence)
+            joints = self.regressor(((one + other) / 2).transpose(0, 1)).transpose(0, 1)
+            joints = joints - joints[:, HUMAN36M17.root_idx, None]
+            known = batch.regressed_valid
+            error = (joints - torch.where(known[..., None], batch.regressed_m, 0.0)).norm(dim=-1)
+            features = self.averaged.model.config.features(batch.keypoints_px, batch.confidence)
+            return Judged(features=features, seen=seen, mirrored=mirrored, error_m=error, known=known)
+
+    def values(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """See `Objective`."""
+        judged = self.judge(batch)
+        return {"uncertainty": error_loss(judged.expected_m(model), judged.error_m, judged.known)}
 
 
 class MeshObjective:

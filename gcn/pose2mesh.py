@@ -26,6 +26,7 @@ from gcn.meshnet import MeshNet, MeshNetConfig
 from gcn.meshnet_full import LEVELS as FULL_LEVELS
 from gcn.meshnet_full import FullMeshNet
 from gcn.posenet import PoseNet, PoseNetConfig
+from gcn.uncertainty import ErrorNet, UncertaintyConfig, weights_digest
 from gcn.upsampling import Upsampling, fit_upsampling
 from mesh.body import Body
 from mesh.errors import InputError, require
@@ -34,6 +35,7 @@ from mesh.joints import COCO19
 
 JOINTS = COCO19
 FORMAT = "meshrecovery-weights-1"
+MESH_WEIGHTS = "mesh_weights"  # metadata of expected errors: the `weights_digest` of the mesh weights they belong to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,7 @@ class ModelConfig:
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     meshnet: MeshNetConfig = field(default_factory=MeshNetConfig)
     labeling: LabelingConfig = field(default_factory=LabelingConfig)
+    uncertainty: UncertaintyConfig = field(default_factory=UncertaintyConfig)
 
     def __post_init__(self) -> None:
         require(
@@ -191,8 +194,14 @@ def build_labeling(config: ModelConfig) -> LabelingNet:
     return LabelingNet(JOINTS, config.feature_channels, width=config.labeling.width, blocks=config.labeling.blocks)
 
 
+def build_uncertainty(config: ModelConfig) -> ErrorNet:
+    """The network that tells the expected error of each joint."""
+    given = config.uncertainty
+    return ErrorNet(JOINTS, config.feature_channels, width=given.width, blocks=given.blocks)
+
+
 # What a weights file can hold beside a lifter, whatever its kind, which is called "posenet".
-_KINDS: dict[type[nn.Module], str] = {Pose2Mesh: "pose2mesh", LabelingNet: "labeling"}
+_KINDS: dict[type[nn.Module], str] = {Pose2Mesh: "pose2mesh", LabelingNet: "labeling", ErrorNet: "uncertainty"}
 
 
 def save_weights(path: Path, model: nn.Module, config: ModelConfig, notes: Mapping[str, str]) -> None:
@@ -202,7 +211,7 @@ def save_weights(path: Path, model: nn.Module, config: ModelConfig, notes: Mappi
     kind = _KINDS.get(type(model), "posenet")
     prefix = "" if isinstance(model, Pose2Mesh) else f"{kind}."
     tensors = {
-        prefix + name: value.half() if value.is_floating_point() else value
+        prefix + name: _shortened(value) if value.is_floating_point() else value
         for name, value in model.state_dict().items()
     }
     metadata = {"format": FORMAT, "kind": kind, "config": json.dumps(asdict(config)), **notes}
@@ -211,6 +220,12 @@ def save_weights(path: Path, model: nn.Module, config: ModelConfig, notes: Mappi
         tensors |= {f"graph.{name}": value for name, value in graph_tensors(model.graph).items()}
     with replacing(path) as file:
         file.write(save({name: value.cpu().contiguous() for name, value in tensors.items()}, metadata))
+
+
+def _shortened(value: Tensor) -> Tensor:
+    """In half precision, unless that has no such large numbers: the variances of batch norm can be any."""
+    half = value.half()
+    return half if half.isfinite().all() or not value.isfinite().all() else value.float()
 
 
 def _read_weights(path: Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -269,6 +284,21 @@ def load_labeling(path: str | Path) -> tuple[LabelingNet, ModelConfig]:
         labeling = build_labeling(config)
         labeling.load_state_dict(_strip(tensors, "labeling."))
     return labeling.eval(), config
+
+
+def load_uncertainty(path: str | Path, model: Pose2Mesh) -> ErrorNet:
+    """The network of a weights file that tells the expected errors of `model`, in evaluation mode; no other's."""
+    path = Path(path)
+    tensors, metadata = _read_weights(path, "uncertainty")
+    if metadata.get(MESH_WEIGHTS) != weights_digest(model):
+        raise InputError(
+            f"{path} tells the errors of other mesh weights than those in use: train it for these with "
+            "tools/train_uncertainty.py, or move it away"
+        )
+    with _consistent(path):
+        uncertainty = build_uncertainty(model_config(metadata["config"]))
+        uncertainty.load_state_dict(_strip(tensors, "uncertainty."))
+    return uncertainty.eval()
 
 
 def load_posenet(path: str | Path) -> tuple[nn.Module, ModelConfig]:

@@ -15,16 +15,20 @@ from torch.overrides import TorchFunctionMode
 
 from gcn.labeling import LabelingNet, exchanged_probability
 from gcn.mirroring import MirrorAveraged
-from gcn.pose2mesh import JOINTS, ModelConfig, Pose2Mesh, load_labeling, load_pose2mesh
+from gcn.pose2mesh import JOINTS, ModelConfig, Pose2Mesh, load_labeling, load_pose2mesh, load_uncertainty
+from gcn.uncertainty import ErrorNet
 from mesh.body import Body, load_body
 from mesh.camera import apply_weak_perspective, fit_weak_perspective
 from mesh.joints import COCO17, HUMAN36M17, MIN_CONFIDENCE, Keypoints
 from mesh.protocols import JointRegression
 
 MIN_JOINTS = 5
-# Beyond lies a tenth of the held-out people with detector-like joints, whose meshes are off by 1.6 times as much as
-# those of the others (docs/experiments.md).
-UNSURE_M = 0.05
+# Beyond lies a tenth of the held-out people, and of their joints, with detector-like 2D; their true errors are 1.7 and
+# 2.2 times those of the others (docs/experiments.md).
+UNSURE_EXPECTED_M = 0.13  # mean expected error of a person's joints
+UNSURE_JOINT_M = 0.16  # expected error of a joint
+UNSURE_SPREAD_M = 0.05  # spread, where no network tells expected errors
+_JUDGED = [k for k in range(len(HUMAN36M17)) if k != HUMAN36M17.root_idx]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,8 @@ class Recovered:
     of the weak-perspective camera; `exchanged` (N,) True where left and right of the 2D joints were exchanged;
     `spread` (N,) metres, mean distance of the vertices from those found in the mirror image: large where the networks
     are unsure; 0 on a body without a mirror table;
+    `expected_error` (N, 17) metres, how far off each joint probably is, 0 at the pelvis, which all is relative to; NaN
+    where no network tells (own weights without one, a body without a mirror table);
     `misfit` (N,) distance of the mesh's joints from the 2D joints in the picture, in person sizes;
     `exchange_probability` (N,) that the detector had exchanged them;
     `valid` (N,) False where too few joints were known or all lay in one place: the rest of that person is then NaN.
@@ -47,6 +53,7 @@ class Recovered:
     exchange_probability: np.ndarray
     misfit: np.ndarray
     spread: np.ndarray
+    expected_error: np.ndarray
     valid: np.ndarray
 
     def __len__(self) -> int:
@@ -56,8 +63,18 @@ class Recovered:
         """What a reader of the result should know about a person."""
         if not self.valid[person]:
             return ["not_recoverable"]
-        flags = {"left_right_exchanged": self.exchanged[person], "unsure": self.spread[person] > UNSURE_M}
+        expected = self.mean_expected_error(person)
+        is_unsure = self.spread[person] > UNSURE_SPREAD_M if np.isnan(expected) else expected > UNSURE_EXPECTED_M
+        flags = {"left_right_exchanged": self.exchanged[person], "unsure": is_unsure}
         return [name for name, holds in flags.items() if holds]
+
+    def mean_expected_error(self, person: int) -> float:
+        """Metres, over the joints but for the pelvis; NaN where nothing is known about it."""
+        return float(self.expected_error[person, _JUDGED].mean())
+
+    def unsure_joints(self, person: int) -> list[str]:
+        """Names of the joints that are probably off by more than `UNSURE_JOINT_M`."""
+        return [HUMAN36M17.names[k] for k in np.flatnonzero(self.expected_error[person] > UNSURE_JOINT_M)]
 
     def vertices_px(self, person: int) -> np.ndarray:
         """The mesh in the picture, (V, 3): x, y and depth in px."""
@@ -87,9 +104,11 @@ class MeshRecovery:
         labeling: tuple[LabelingNet, ModelConfig],
         body: Body,
         device: torch.device | str = "cpu",
+        uncertainty: ErrorNet | None = None,
     ) -> None:
         self.model, self.body, self.device = model.eval().to(device), body, torch.device(device)
         self._labeling, self._labeling_config = labeling[0].eval().to(device), labeling[1]
+        self._uncertainty = None if uncertainty is None else uncertainty.eval().to(device)
         self._averaged = None if body.mirror is None else MirrorAveraged(self.model, body).to(device)
         self._regress = JointRegression(body, HUMAN36M17, COCO17, device=self.device)
 
@@ -97,11 +116,17 @@ class MeshRecovery:
     def from_pretrained(
         cls, weights: str | Path | None = None, *, body: str | Path | None = None, device: torch.device | str = "cpu"
     ) -> MeshRecovery:
-        """The weights that ship on the free body, or others on their body; left and right by the shipped network."""
+        """The weights that ship on the free body, or others on their body; left and right by the shipped network.
+
+        Expected errors come from the `uncertainty.safetensors` in the folder of the weights, if one is there: they must
+        belong to these weights. A body without a mirror table has none.
+        """
         loaded = load_body(body)
         with resources.as_file(resources.files("gcn") / "weights") as folder, NoInitialisation():
-            model = load_pose2mesh(weights or folder / "pose2mesh.safetensors", loaded)
-            return cls(model, load_labeling(folder / "labeling.safetensors"), loaded, device)
+            chosen = Path(weights or folder / "pose2mesh.safetensors")
+            model, judge = load_pose2mesh(chosen, loaded), chosen.with_name("uncertainty.safetensors")
+            uncertainty = load_uncertainty(judge, model) if loaded.mirror is not None and judge.is_file() else None
+            return cls(model, load_labeling(folder / "labeling.safetensors"), loaded, device, uncertainty)
 
     def recover(self, keypoints: Keypoints, *, batch_size: int = 256, exchange: bool = False) -> Recovered:
         """Meshes of all people, any joint set that has hips and shoulders.
@@ -122,7 +147,7 @@ class MeshRecovery:
             vertices=np.zeros((0, self.body.num_vertices, 3), np.float32),
             joints=np.zeros((0, len(HUMAN36M17), 3), np.float32),
             camera=nothing, exchanged=no, exchange_probability=nothing[:, 0], misfit=nothing[:, 0],
-            spread=nothing[:, 0], valid=no,
+            spread=nothing[:, 0], expected_error=np.zeros((0, len(HUMAN36M17)), np.float32), valid=no,
         )  # fmt: skip
 
     @torch.inference_mode()
@@ -137,7 +162,7 @@ class MeshRecovery:
         positions = torch.where(exchanged[:, None, None], positions[:, mirrored], positions)
         confidence = torch.where(exchanged[:, None], confidence[:, mirrored], confidence)
         valid &= self.model.config.features(positions, confidence)[..., :2].abs().amax((1, 2)) > 0
-        vertices, spread = self._vertices(positions, confidence)
+        vertices, spread, expected = self._vertices(positions, confidence)
         joints, seen = (found.float() for found in self._regress(vertices))
         pelvis = joints[:, HUMAN36M17.root_idx, None]
         vertices, joints, seen = vertices - pelvis, joints - pelvis, seen - pelvis
@@ -156,16 +181,23 @@ class MeshRecovery:
             exchange_probability=probability.masked_fill(missing, torch.nan).cpu().numpy(),
             misfit=misfit.masked_fill(missing, torch.nan).cpu().numpy(),
             spread=spread.masked_fill(missing, torch.nan).cpu().numpy(),
+            expected_error=expected.masked_fill(missing[:, None], torch.nan).cpu().numpy(),
             valid=valid.cpu().numpy(),
         )
 
-    def _vertices(self, positions: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, V, 3), averaged with those found in the mirror image, and their mean distance from these (B,); metres."""
+    def _vertices(self, positions: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, V, 3), averaged with those found in the mirror image, their mean distance from these (B,), and how far
+        off the joints probably are (B, 17); metres.
+        """
+        expected = positions.new_full((len(positions), len(HUMAN36M17)), torch.nan)
         if self._averaged is None:
             vertices = self.model(positions, confidence)[1]
-            return vertices, vertices.new_zeros(len(vertices))
-        (_, seen), (_, mirrored) = self._averaged.looks(positions, confidence)
-        return (seen + mirrored) / 2, (seen - mirrored).norm(dim=-1).mean(1)
+            return vertices, vertices.new_zeros(len(vertices)), expected
+        (lifted, seen), (lifted_mirrored, mirrored) = self._averaged.looks(positions, confidence)
+        if self._uncertainty is not None:
+            features = self.model.config.features(positions, confidence)
+            expected = self._uncertainty(features, lifted, lifted_mirrored)
+        return (seen + mirrored) / 2, (seen - mirrored).norm(dim=-1).mean(1), expected
 
 
 def _size_px(points: Tensor) -> Tensor:

@@ -121,8 +121,8 @@ def _task(stage: str, network: str, size: int, device: torch.device) -> tuple[nn
     from scipy.sparse import csr_matrix
 
     from gcn.layers.sparse import SparseMatrix
-    from gcn.losses import SurfaceLoss
     from gcn.objectives import LifterObjective, MeshObjective
+    from gcn.surface_loss import SurfaceLoss
     from mesh.body import load_body
     from mesh.joints import HUMAN36M17
     from tools.benchmark_networks import lifter_and_mesh

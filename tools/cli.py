@@ -13,6 +13,7 @@ COMMANDS = {
     "train-posenet": "train the lifter",
     "train-meshnet": "train the mesh network",
     "train-labeling": "train the network that tells left from right",
+    "train-uncertainty": "train the network that tells how far off a mesh is",
     "evaluate": "measure trained weights",
     "measure-detector": "measure the 2D detector on rendered people",
     "robustness": "check the recovery on pictures without any truth",
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help") or words[0] not in COMMANDS:
         wanted = bool(words) and words[0] in ("-h", "--help")
-        lines = [f"  {name:16}{text}" for name, text in COMMANDS.items()]
+        lines = [f"  {name:19}{text}" for name, text in COMMANDS.items()]
         usage = "\n".join(["usage: meshrecovery COMMAND ...   (COMMAND --help explains each)", *lines])
         print(usage, file=sys.stdout if wanted else sys.stderr)
         return 0 if wanted else 2

@@ -61,6 +61,7 @@ class ModelSection(ModelConfig):
 
     posenet_weights: str | None = None  # mesh stage: the lifter to start from
     posenet_start: str | None = None  # lifter stage: a trained lifter to go on from; none: a fresh one
+    pose2mesh_weights: str | None = None  # uncertainty stage: the mesh weights whose errors are learnt
     meshnet_weights: str | None = None  # mesh stage: a trained mesh network to go on from; none: a fresh one
 
     def networks(self) -> ModelConfig:
@@ -98,6 +99,7 @@ class ExperimentConfig:
     posenet_training: StageConfig = field(default_factory=StageConfig)
     meshnet_training: StageConfig = field(default_factory=StageConfig)
     labeling_training: StageConfig = field(default_factory=StageConfig)
+    uncertainty_training: StageConfig = field(default_factory=StageConfig)
     validation_poses: int = 2048
 
     def __post_init__(self) -> None:

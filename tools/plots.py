@@ -53,8 +53,9 @@ class _Curve:
 def draw_plots(rows: Rows, folder: Path) -> list[Path]:
     """Draw `train_loss.png`, `joint_error.png`, `surface_error.png`, `labeling_error.png` and `expected_error.png`.
 
-    Returns those drawn. `rows`: the lines of `metrics.jsonl` in the order written, each with "step" and "epoch"; loss terms in some,
-    validation scores in others. What a resumed run did again counts once. A picture nothing is known for is left out.
+    Returns those drawn. `rows`: the lines of `metrics.jsonl` in the order written, each with "step" and "epoch"; loss
+    terms in some, validation scores in others. What a resumed run did again counts once. A picture nothing is known for
+    is left out.
     """
     rows = _without_repeated(rows)
     if not rows:

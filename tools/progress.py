@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 # The order in which loss terms are shown; a term that is not listed follows these.
-TERMS = ("loss", "vertex", "normal", "edge", "mesh_joint", "lift_joint", "labeling")
+TERMS = ("loss", "vertex", "normal", "edge", "mesh_joint", "lift_joint", "labeling", "uncertainty")
 METRICS = {
     "mpjpe_mm": "MPJPE",
     "pa_mpjpe_mm": "PA-MPJPE",

@@ -100,6 +100,9 @@ class Results:
                 row["camera"] = {"px_per_m": scale, "shift_px": [x, y]}
                 row["misfit"] = round(float(people.misfit[k]), 4)
                 row["spread_m"] = round(float(people.spread[k]), 4)
+                if np.isfinite(people.mean_expected_error(k)):
+                    row["expected_error_mm"] = round(1000 * people.mean_expected_error(k), 1)
+                    row["unsure_joints"] = people.unsure_joints(k)
                 if parameters is not None:
                     row["fit_distance_m"] = round(float(parameters.fit_distance_m[k]), 4)
                 row["exchange_probability"] = round(float(people.exchange_probability[k]), 4)
@@ -201,6 +204,7 @@ def _arrays(keypoints: Keypoints, people: Recovered, which: int | slice) -> dict
         "vertices": people.vertices[which],
         "joints3d": people.joints[which],
         "joint_names": np.array(HUMAN36M17.names),
+        "joint_error_m": people.expected_error[which],
         "camera": people.camera[which],
         "keypoints2d": keypoints.positions_px[which],
         "keypoint_names": np.array(keypoints.joint_set.names),

@@ -1,10 +1,10 @@
-"""The three training stages: what each is built from, minimises, and is validated by."""
+"""The four training stages: what each is built from, minimises, and is validated by."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +16,38 @@ from data.draws import Draws, step_generator
 from data.records import open_records
 from data.synthesis import BatchMaker
 from gcn.distributed import World
-from gcn.evaluation import Errors, labeling_errors, lift, lifter_errors, mesh_errors
+from gcn.evaluation import Errors, labeling_errors, lift, lifter_errors, mesh_errors, uncertainty_scores
 from gcn.labeling import PRIOR_EXCHANGED
 from gcn.layers.sparse import SparseMatrix
 from gcn.lifters.cyclic import CyclicLifter
 from gcn.lifters.denoise import Refined
-from gcn.losses import SurfaceLoss
-from gcn.objectives import LabelingObjective, LifterObjective, MeshObjective, Objective
+from gcn.lifters.semgcn import SemGCN
+from gcn.mirroring import MirrorAveraged
+from gcn.objectives import Judged, LabelingObjective, LifterObjective, MeshObjective, Objective, UncertaintyObjective
 from gcn.pose2mesh import (
+    MESH_WEIGHTS,
     MeshGraph,
     ModelConfig,
     Pose2Mesh,
     build_graph,
     build_labeling,
     build_lifter,
+    build_uncertainty,
     graph_from_tensors,
     load_pose2mesh,
     load_posenet,
     model_config,
 )
+from gcn.surface_loss import SurfaceLoss
 from gcn.train_state import StageConfig
 from gcn.trainer import StopTraining, estimate_statistics
+from gcn.uncertainty import weights_digest
 from mesh.body import Body
 from mesh.errors import InputError, require
 from mesh.joints import COCO19, HUMAN36M17
 from mesh.samples import Batch
 from tools.experiment import ExperimentConfig, batch_maker, pose_source, posed_bodies
+from tools.reliability_plot import draw_reliability
 
 VALIDATION_BATCH = 256
 STATISTICS_BATCHES = 20
@@ -55,7 +61,8 @@ class Stage:
     """Everything that one stage's training needs.
 
     `validate(model, limit)` scores the first `limit` batches of each kind of held-out samples (None: all);
-    `draw_samples(model, folder, count, step)` shows some of them.
+    `draw_samples(model, folder, count, step)` shows some of them; `draw_plot(folder, step)` what was validated last.
+    `notes` go into the weights file, and a checkpoint with others is refused.
     """
 
     name: str
@@ -68,7 +75,9 @@ class Stage:
     best_by: str
     validate: Callable[[nn.Module, int | None], dict[str, float]]
     draw_samples: Callable[[nn.Module, Path, int, int], None] | None = None
+    draw_plot: Callable[[Path, int], None] | None = None
     graph: MeshGraph | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +90,8 @@ class Setting:
     saved: Mapping[str, Any] | None
     stops: Callable[[], bool]
 
-    def held_out(self, *, with_vertices: bool) -> HeldOut:
-        """This process's rows of fixed held-out samples, of each kind; see `_kinds`."""
+    def held_out(self, *, with_vertices: bool, truth: str = "joints_valid") -> HeldOut:
+        """This process's rows of fixed held-out samples, of each kind; see `_kinds`. `truth`: what must be known."""
         world, batches = self.world, HeldOut()
         for name, config in _kinds(self.config).items():
             source = batch_maker(config, self.body, validation=True, device=world.device)
@@ -96,7 +105,7 @@ class Setting:
                 draws = Draws(size, generator, rows, world.device)
                 batch = source.batch(order.indices(start, size)[rows], draws, with_vertices=with_vertices)
                 # What has no truth cannot be scored.
-                known = batch.mesh_valid if with_vertices else batch.joints_valid.all(1)
+                known = batch.mesh_valid if with_vertices else getattr(batch, truth).all(1)
                 batches[name].append(batch if bool(known.all()) else batch.where(known))
             found = world.sum(torch.tensor(float(sum(len(batch) for batch in batches[name])), device=world.device))
             require(bool(found > 0), f'no held-out sample has the truth that "{name}" 2D is scored by')
@@ -140,6 +149,7 @@ def posenet_stage(setting: Setting) -> Stage:
     torch.manual_seed(config.seed)
     model, networks = _lifter(config, setting.saved)
     model = model.to(device)
+    _check_statistics(model, stage)
     objective = LifterObjective(networks, stage.loss, device)
     require(
         objective.cycle or stage.freeze_posenet or not (networks.lifter == "cyclic" and networks.cyclic.decoder),
@@ -199,6 +209,47 @@ def labeling_stage(setting: Setting) -> Stage:
     )  # fmt: skip
 
 
+def uncertainty_stage(setting: Setting) -> Stage:
+    """The network of expected errors, on a trained Pose2Mesh that stays as it is and is no part of what is trained."""
+    config, world, body = setting.config, setting.world, setting.body
+    if config.model.pose2mesh_weights is None:
+        raise InputError("the uncertainty stage judges trained mesh weights: add --set model.pose2mesh_weights=FILE")
+    judged = load_pose2mesh(_weights_of(config.model.pose2mesh_weights), body)
+    notes = {MESH_WEIGHTS: weights_digest(judged)}
+    networks = replace(judged.config, uncertainty=config.model.uncertainty)
+    averaged = MirrorAveraged(judged, body).to(world.device)
+    objective = UncertaintyObjective(averaged, SparseMatrix(csr_matrix(body.regressor(HUMAN36M17))).to(world.device))
+    torch.manual_seed(config.seed)
+    held_out = setting.held_out(with_vertices=False, truth="regressed_valid")
+    seen: dict[tuple[str, int], Judged] = {}  # the meshes stay as they are
+    last: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def measure(model: nn.Module, batch: Batch, key: tuple[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        if world.size == 1 and setting.stops():
+            raise StopTraining
+        if key not in seen:
+            seen[key] = objective.judge(batch)
+        with torch.inference_mode():
+            return seen[key].expected_m(model).cpu(), seen[key].error_m.cpu()
+
+    def validate(model: nn.Module, limit: int | None) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        for kind, batches in held_out.items():
+            rows = [measure(model, batch, (kind, k)) for k, batch in enumerate(batches[:limit])]
+            parts = [part for of_rank in world.gather(rows) for part in of_rank]
+            expected, error = (torch.cat(column) for column in zip(*parts))
+            last[kind] = expected, error
+            scores |= {f"{kind}/{name}": value for name, value in uncertainty_scores(expected, error).items()}
+        return {**scores, "nll": sum(scores[f"{kind}/nll"] for kind in held_out) / len(held_out)}
+
+    return Stage(
+        name="uncertainty", config=config.uncertainty_training, model=build_uncertainty(networks).to(world.device),
+        networks=networks, objective=objective, with_vertices=False, best_by="nll",
+        training=batch_maker(config, body, validation=False, device=world.device), validate=validate,
+        draw_plot=lambda folder, step: draw_reliability(last, folder / "reliability.png", step), notes=notes,
+    )  # fmt: skip
+
+
 def meshnet_stage(setting: Setting) -> Stage:
     """The mesh network, on a trained lifter, which learns on by its own term unless it is frozen."""
     config, device, body = setting.config, setting.world.device, setting.body
@@ -208,8 +259,8 @@ def meshnet_stage(setting: Setting) -> Stage:
         device
     )
     model.posenet.requires_grad_(not stage.freeze_posenet)
-    if isinstance(model.posenet, CyclicLifter) and model.posenet.decoder is not None:
-        model.posenet.decoder.requires_grad_(False)  # nothing asks for it here
+    _freeze_decoders(model.posenet)
+    _check_statistics(model, stage)
     training = batch_maker(config, body, validation=False, device=device)
     held_out = setting.held_out(with_vertices=True)
     regressor = SparseMatrix(csr_matrix(body.regressor(HUMAN36M17))).to(device)
@@ -245,6 +296,7 @@ STAGES: dict[str, Callable[[Setting], Stage]] = {
     "posenet": posenet_stage,
     "meshnet": meshnet_stage,
     "labeling": labeling_stage,
+    "uncertainty": uncertainty_stage,
 }
 
 
@@ -256,6 +308,22 @@ def _statistics_batches(setting: Setting, training: BatchMaker, size: int) -> It
         generator = step_generator(setting.config.seed, number, world.device, stream=_STATISTICS)
         index = order.indices(number * size, size)[rows]
         yield training.batch(index, Draws(size, generator, rows, world.device), with_vertices=False)
+
+
+def _freeze_decoders(lifter: nn.Module) -> None:
+    """The mesh stage asks no lifter, whatever it is wrapped in, for its 2D joints again."""
+    for module in lifter.modules():
+        if isinstance(module, CyclicLifter) and module.decoder is not None:
+            module.decoder.requires_grad_(False)
+
+
+def _check_statistics(model: nn.Module, stage: StageConfig) -> None:
+    """Batch norm has no variance of one row; SemGCN's has a row for each joint."""
+    many = {norm for lifter in model.modules() if isinstance(lifter, SemGCN) for norm in lifter.modules()}
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d) and m not in many and m.weight.requires_grad]
+    given = f"batch_size {stage.batch_size} in {stage.accumulate} piece(s) (accumulate)"
+    enough = not norms or stage.batch_size // stage.accumulate >= 2
+    require(enough, f"a network with batch norm needs two samples in a piece of the batch: got {given}")
 
 
 def _weights_of(path: str) -> Path:
@@ -275,18 +343,21 @@ def _lifter(config: ExperimentConfig, saved: Mapping[str, Any] | None) -> tuple[
         return build_lifter(given.networks()), given.networks()
     if saved is None:
         begun, networks = load_posenet(_weights_of(given.posenet_start))
-        if not given.denoise:
-            require(not frozen, "posenet_training.freeze_posenet leaves nothing to train without model.denoise=true")
-            return begun, networks
-        refined = networks.denoise
-        networks = networks if refined else replace(networks, denoise=True, denoiser=given.denoiser)
-        lifter = build_lifter(networks)
-        assert isinstance(lifter, Refined)
-        (lifter if refined else lifter.lifter).load_state_dict(begun.state_dict())
+        lifter, added = begun, given.denoise and not networks.denoise
+        if added:
+            networks = replace(networks, denoise=True, denoiser=given.denoiser)
+            lifter = build_lifter(networks)
+            assert isinstance(lifter, Refined)
+            lifter.lifter.load_state_dict(begun.state_dict())
     else:
         networks = model_config(saved["networks"])
         lifter = build_lifter(networks)
-    if frozen and isinstance(lifter, Refined):
+    for name in ("depth_only", "denoise"):
+        fits = getattr(networks, name) or not getattr(given, name)
+        require(fits, f"model.{name}=true: the lifter that this run goes on from was trained without; set it to false")
+    if frozen:
+        require(given.denoise, "posenet_training.freeze_posenet leaves nothing to train without model.denoise=true")
+        assert isinstance(lifter, Refined)
         lifter.lifter.requires_grad_(False)
     return lifter, networks
 

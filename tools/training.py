@@ -126,6 +126,10 @@ def _train(call: Call, world: World, signals: StopSignals, start: Start, config:
     dtype = config.train.dtype(world.device)
     state = make_state(stage.model, stage.config, dtype)
     if saved is not None:
+        require(
+            saved.get("notes", {}) == stage.notes,
+            "the checkpoint was trained on other mesh weights than those at model.pose2mesh_weights: begin a new run",
+        )
         state.load_state_dict(saved["state"])
         if not start.folder.path.exists() or _measures_differ(saved["config"], dump_experiment(config)):
             state.best, state.best_step = None, None  # a branch has a best of its own, and so has another measure
@@ -257,11 +261,18 @@ class RunObserver:
         self._record(state, scores, "validation")
         self.progress.validation(state.step, scores, is_best)
         if is_best:
-            notes = {"step": str(state.step), self.best_by: f"{state.best:.4g}", "acknowledgement": ACKNOWLEDGEMENT}
+            notes = {
+                **self.stage.notes,
+                "step": str(state.step),
+                self.best_by: f"{state.best:.4g}",
+                "acknowledgement": ACKNOWLEDGEMENT,
+            }
             save_weights(self.folder.weights, state.average.module, self.stage.networks, notes)
         if self.config.train.plots:
             self.folder.plots.mkdir(exist_ok=True)
             draw_plots(self.folder.rows(), self.folder.plots)
+            if self.stage.draw_plot is not None:
+                self.stage.draw_plot(self.folder.plots, state.step)
         if self.config.train.samples and self.stage.draw_samples is not None:
             self.folder.samples.mkdir(exist_ok=True)
             self.stage.draw_samples(state.average.module, self.folder.samples, self.config.train.samples, state.step)
@@ -285,6 +296,7 @@ class RunObserver:
             "stage": self.stage.name,
             "config": dump_experiment(self.config),
             "networks": dump_networks(self.stage.networks),
+            "notes": dict(self.stage.notes),
             "graph": None if graph is None else graph_tensors(graph),
             "graph_digest": None if graph is None else graph.hierarchy.digest,
             "epoch_samples": self.epoch_samples,

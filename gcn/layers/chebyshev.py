@@ -89,9 +89,11 @@ class DenseChebConv(ChebConv):
                 out = torch.addmm(out, term, weight)
         else:
             products = torch.matmul(x.reshape(1, nodes * batch, channels), self.weight)  # (K, N B, C_out)
-            terms = products[1:].reshape(-1, batch * out_channels)  # ((K - 1) N, B C_out)
-            across = polynomials.transpose(0, 1).reshape(nodes, -1)
-            out = torch.addmm(products[0].view(nodes, -1), across, terms).view(-1, out_channels)
+            powers = self.order - 1
+            terms = products[1:].reshape(powers * nodes, batch * out_channels)
+            across = polynomials.transpose(0, 1).reshape(nodes, powers * nodes)
+            out = torch.addmm(products[0].view(nodes, batch * out_channels), across, terms)
+            out = out.view(nodes * batch, out_channels)
         return (out if self.bias is None else out + self.bias).view(nodes, batch, out_channels)
 
 

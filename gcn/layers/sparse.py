@@ -13,8 +13,8 @@ from torch.nn.functional import pad
 _LANES = 8  # columns that an embedding bag sums at a time
 
 
-class _Rows(nn.Module):
-    """A x for a matrix of (N, C), without gradients.
+class MatrixRows(nn.Module):
+    """x -> A x for (N, C), without gradients: what autograd Functions are made of.
 
     The matrix is kept as plain index and value buffers, rebuilt from the graph and never saved, so that copying,
     moving and saving a network just work. On the CPU the product is an embedding bag, which is two to three times as
@@ -53,7 +53,7 @@ class _Product(torch.autograd.Function):
     """A @ x given A and its transpose: the backward pass is one more product."""
 
     @staticmethod
-    def forward(ctx: Any, matrix: _Rows, transposed: _Rows, x: Tensor) -> Tensor:
+    def forward(ctx: Any, matrix: MatrixRows, transposed: MatrixRows, x: Tensor) -> Tensor:
         """(M, N), (N, M), (N, C) -> (M, C)."""
         ctx.transposed = transposed
         return matrix(x)
@@ -69,19 +69,19 @@ class SparseMatrix(nn.Module):
 
     def __init__(self, matrix: sparse.spmatrix) -> None:
         super().__init__()
-        self.matrix, self.transposed = _Rows(matrix).float(), _Rows(matrix.T).float()
+        self.matrix, self.transposed = MatrixRows(matrix).float(), MatrixRows(matrix.T).float()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, ...) -> (M, ...)."""
-        flat = x.reshape(len(x), -1).float()
+        flat = x.flatten(1).float() if x.ndim > 1 else x[:, None].float()
         with torch.autocast(x.device.type, enabled=False):
-            return _Product.apply(self.matrix, self.transposed, flat).view(-1, *x.shape[1:])
+            return _Product.apply(self.matrix, self.transposed, flat).view(self.matrix.shape[0], *x.shape[1:])
 
 
-class SampleRows(_Rows):
+class SampleRows(MatrixRows):
     """x -> A x for each sample of sample-major features: (B, N, C) -> (B, M, C), without gradients.
 
-    What autograd Functions are made of. On the CPU, where a batch of one sample at a time is meant, one sample after
+    On the CPU, where a batch of one sample at a time is meant, one sample after
     the other; elsewhere the whole batch at once.
     """
 
@@ -89,6 +89,8 @@ class SampleRows(_Rows):
         """(B, N, C) -> (B, M, C)."""
         if x.device.type == "cpu":
             products = [super(SampleRows, self).forward(sample) for sample in x]
+            if not products:
+                return x.new_empty(0, self.shape[0], x.shape[-1])
             return products[0][None] if len(products) == 1 else torch.stack(products)
         flat = x.transpose(0, 1).reshape(self.shape[1], -1)
         return super().forward(flat).view(self.shape[0], len(x), -1).transpose(0, 1).contiguous()

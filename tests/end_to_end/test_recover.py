@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import trimesh
 from PIL import Image
 
+from gcn.recovery import UNSURE_JOINT_M
 from mesh.body import load_body
 from mesh.errors import InputError
 from mesh.joints import COCO17, HUMAN36M17
@@ -134,6 +136,32 @@ def test_joints_given_for_a_photo_replace_the_detector(tmp_path: Path, standing:
     over = pixels[:, 1000:2000]
     body = (np.abs(over.astype(int) - 200).max(-1) > 20).mean()
     assert 0.05 < body < 0.4  # a body stands in the second panel
+
+
+def test_expected_errors_are_written_with_the_results(tmp_path: Path, standing: np.ndarray) -> None:
+    hidden = np.append(standing, np.ones((17, 1)), axis=1)
+    hidden[[COCO17.index("left_wrist"), COCO17.index("left_elbow")], 2] = 0
+    people = [{"image_id": "studio.png", "category_id": 1, "score": 1.0, "keypoints": k.ravel().tolist()}
+              for k in (np.append(standing, np.ones((17, 1)), axis=1), hidden)]  # fmt: skip
+    (tmp_path / "k.json").write_text(json.dumps(people))
+    assert run(tmp_path / "k.json", "--out", tmp_path / "o") == 0
+    (entry,) = json.loads((tmp_path / "o" / "summary.json").read_text())["inputs"]
+    wrist = []
+    for row in entry["people"]:
+        with np.load(tmp_path / "o" / row["files"][1]) as result:
+            errors, names = result["joint_error_m"], result["joint_names"].tolist()
+        assert errors.shape == (17,) and row["expected_error_mm"] == pytest.approx(1000 * errors.sum() / 16, abs=0.06)
+        assert row["unsure_joints"] == [name for name, error in zip(names, errors) if error > UNSURE_JOINT_M]
+        wrist.append(errors[names.index("left_wrist")])
+    assert "left_wrist" in entry["people"][1]["unsure_joints"] and wrist[1] > 1.1 * wrist[0]
+
+    own = tmp_path / "own.safetensors"
+    shutil.copy(ROOT / "gcn" / "weights" / "pose2mesh.safetensors", own)  # nothing beside it tells expected errors
+    assert run(tmp_path / "k.json", "--weights", own, "--out", tmp_path / "p") == 0
+    row = json.loads((tmp_path / "p" / "summary.json").read_text())["inputs"][0]["people"][0]
+    assert not {"expected_error_mm", "unsure_joints"} & row.keys() and "spread_m" in row
+    with np.load(tmp_path / "p" / row["files"][1]) as result:
+        assert np.isnan(result["joint_error_m"]).all()
 
 
 def test_a_missing_detector_says_how_to_get_it(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -1,10 +1,12 @@
-"""The three training commands on tiny networks, resumed, evaluated and used."""
+"""The four training commands on tiny networks, resumed, evaluated and used."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,16 @@ import torch
 from safetensors import safe_open
 
 from gcn.checkpoint import newest_checkpoint
-from mesh.joints import COCO17
-from tools import command, evaluate, recover, train_labeling, train_meshnet, train_posenet
+from mesh.joints import COCO17, Keypoints
+from tools import command, evaluate, recover, train_labeling, train_meshnet, train_posenet, train_uncertainty
 from tools.run_folder import RunFolder
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 TINY = (
     "validation_poses=8", "model.meshnet.upsampling_bodies=4", "train.plots=false", "train.samples=0",
     "model.posenet.width=32", "model.posenet.blocks=1", "model.labeling.width=16",
-    *(f"{stage}_training.{key}" for stage in ("posenet", "labeling", "meshnet")
+    "model.uncertainty.width=16",
+    *(f"{stage}_training.{key}" for stage in ("posenet", "labeling", "uncertainty", "meshnet")
       for key in ("batch_size=8", "steps=6", "validate_every=3", "log_every=2", "optim.warmup=2")),
 )  # fmt: skip
 
@@ -122,6 +125,7 @@ def test_a_frozen_lifter_stays_as_it_was(runs: Path) -> None:
             ),
         ),
         (train_labeling, ()),
+        (train_uncertainty, ("model.pose2mesh_weights={runs}/mesh", "uncertainty_training.accumulate=2")),
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_state(runs: Path, tmp_path: Path, tool, also, monkeypatch) -> None:
@@ -147,6 +151,58 @@ def test_an_interrupted_run_goes_on_to_the_same_state(runs: Path, tmp_path: Path
     assert run(tool, tmp_path, "parts", *extra, flags=("--resume",)) == 0
     assert identical(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "parts")
+
+
+def test_expected_errors_are_learnt_of_mesh_weights_that_stay_out_of_the_file(
+    runs: Path, tmp_path: Path, capsys
+) -> None:
+    weights = tmp_path / "mesh.safetensors"
+    shutil.copy(runs / "mesh" / "weights.safetensors", weights)
+    mesh = f"model.pose2mesh_weights={weights}"
+    assert run(train_uncertainty, tmp_path, "errors", mesh, "train.plots=true") == 0
+    with safe_open(tmp_path / "errors" / "weights.safetensors", framework="pt") as archive:
+        names, metadata = archive.keys(), archive.metadata()
+    assert all(name.startswith("uncertainty.") for name in names) and metadata["kind"] == "uncertainty"
+    assert not [name for name in weights_of(tmp_path / "errors") if "posenet" in name or "meshnet" in name]
+    plots = {path.name for path in (tmp_path / "errors" / "plots").iterdir()}
+    assert plots == {"train_loss.png", "expected_error.png", "reliability.png"}
+    last = rows_of(tmp_path / "errors")[-1]
+    ranks = ("joint_rank", "within_joint_rank", "person_rank", "expected_over_true", "nll")
+    assert {f"{kind}/{name}" for kind in ("exact", "noisy") for name in ranks} <= last.keys()
+    assert last["nll"] == pytest.approx((last["exact/nll"] + last["noisy/nll"]) / 2)
+
+    shutil.copy(tmp_path / "errors" / "weights.safetensors", tmp_path / "uncertainty.safetensors")
+    from gcn.recovery import MeshRecovery
+
+    people = Keypoints(
+        positions_px=np.random.default_rng(0).normal(300, 90, (2, 17, 2)), confidence=np.ones((2, 17)), joint_set=COCO17
+    )
+    assert MeshRecovery.from_pretrained(weights)._uncertainty is not None  # barely trained meshes need not be valid
+
+    assert run(train_meshnet, tmp_path, "other", f"model.posenet_weights={runs}/lifter", "seed=1") == 0
+    shutil.copy(tmp_path / "other" / "weights.safetensors", weights)
+    capsys.readouterr()
+    assert command.run(train_uncertainty.main, ["--resume", str(tmp_path / "errors")]) == 2
+    assert "trained on other mesh weights" in capsys.readouterr().err
+    argv = [tmp_path / "none.npy", "--weights", weights, "--out", tmp_path / "out", "--joint-set", "coco17"]
+    np.save(tmp_path / "none.npy", people.positions_px)
+    assert command.run(recover.main, [str(a) for a in argv]) == 2
+    assert "tells the errors of other mesh weights" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_expected_errors_need_mesh_weights_and_a_body_with_a_mirror_table(
+    runs: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    assert run(train_uncertainty, tmp_path, "x", "model.pose2mesh_weights=null") == 2
+    assert "add --set model.pose2mesh_weights=" in capsys.readouterr().err
+    assert run(train_uncertainty, tmp_path, "x", f"model.pose2mesh_weights={runs}/lifter") == 2
+    assert "holds posenet weights; expected pose2mesh" in capsys.readouterr().err
+    from tools import training
+
+    plain = replace(training.load_body(None), mirror=None)
+    monkeypatch.setattr(training, "load_body", lambda path: plain)
+    assert run(train_uncertainty, tmp_path, "x", f"model.pose2mesh_weights={runs}/mesh") == 2
+    assert "has no mirror table" in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -256,3 +256,20 @@ def test_a_set_without_limbs_is_refused() -> None:
         JointLimitLoss(CROSS)
     with pytest.raises(InputError, match="no left and right bones"):
         BoneSymmetryLoss(JointSet(name="stick", names=("a", "b"), edges=((0, 1),), root="a"))
+
+
+def test_a_set_without_links_has_no_bones() -> None:
+    alone = JointSet(name="alone", names=("pelvis",), edges=(), root="pelvis")
+    for kind in (BoneLengthLoss, BoneVectorLoss):
+        with pytest.raises(InputError, match="joint set alone has no links"):
+            kind(alone)
+
+
+def test_double_precision_is_judged_as_single_precision_is(generator: torch.Generator) -> None:
+    pose = torch.randn(4, 19, 3, generator=generator)
+    loss = JointLimitLoss(COCO19)
+    double = pose.double().requires_grad_()
+    values = loss(double)
+    values.sum().backward()
+    torch.testing.assert_close(values.float(), loss(pose), atol=1e-5, rtol=1e-4)
+    assert double.grad is not None and double.grad.isfinite().all()

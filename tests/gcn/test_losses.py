@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gcn.losses import LossWeights, SurfaceLoss, point_l1
+from gcn.losses import LossWeights, point_l1
+from gcn.surface_loss import SurfaceLoss
 
 FACES = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2], [3, 2, 4]])  # a tetrahedron with a flap: an open edge
 
@@ -58,6 +59,37 @@ def test_surface_gradients_equal_finite_differences() -> None:
     pred = (target + 0.3 * torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)).requires_grad_()
     loss = SurfaceLoss(FACES).double()
     assert torch.autograd.gradcheck(lambda p: loss(p, target), (pred,))
+
+
+def test_samples_in_pieces_open_edges_and_unused_vertices_change_nothing(generator: torch.Generator) -> None:
+    target = torch.randn(19, 5, 3, generator=generator)
+    pred = target + 0.2 * torch.randn(19, 5, 3, generator=generator)
+    unused = torch.randn(19, 2, 3, generator=generator)
+    weights = torch.randn(2, 19, generator=generator)
+    found = []
+    for more in (torch.empty(19, 0, 3), unused):
+        points = torch.cat((pred, more), 1).requires_grad_()
+        terms = torch.stack(SurfaceLoss(FACES)(points, torch.cat((target, more), 1)))
+        (terms * weights).sum().backward()
+        found.append((terms, points.grad))
+    alone = torch.stack([torch.cat(SurfaceLoss(FACES)(p[None], t[None])) for p, t in zip(pred, target)], dim=1)
+    for terms, gradient in found:
+        torch.testing.assert_close(terms, alone)
+        torch.testing.assert_close(gradient[:, :5], found[0][1])
+    assert (found[1][1][:, 5:] == 0).all() and (found[0][1].abs().sum((1, 2)) > 0).all()
+
+
+def test_three_faces_may_share_an_edge(generator: torch.Generator) -> None:
+    faces = np.array([[0, 1, 2], [1, 0, 3], [0, 1, 4]])
+    points, target = (torch.randn(1, 5, 3, generator=generator) for _ in range(2))
+    normal, _ = SurfaceLoss(faces)(points, target)
+    cosines = []
+    for a, b, c in faces:
+        up = np.cross(target[0, b] - target[0, a], target[0, c] - target[0, a])
+        for i, j in ((a, b), (b, c), (c, a)):
+            edge = (points[0, j] - points[0, i]).numpy()
+            cosines.append(abs(edge @ up) / np.linalg.norm(edge) / np.linalg.norm(up))
+    np.testing.assert_allclose(normal, [np.mean(cosines)], rtol=1e-5)
 
 
 def test_a_perfect_mesh_has_no_surface_error() -> None:

@@ -233,3 +233,18 @@ def test_the_lifter_writes_in_the_unit_that_it_is_told() -> None:
     in_mm.load_state_dict(in_metres.state_dict())
     features = torch.randn(4, 19, 3)
     torch.testing.assert_close(in_mm(features), in_metres(features) / 1000)
+
+
+def test_statistics_beyond_half_precision_are_kept(tmp_path: Path) -> None:
+    config = LIFTERS["martinez"]
+    lifter = build_lifter(config)
+    lifter.stem[1].running_var.fill_(1e6)
+    save(tmp_path / "w.safetensors", lifter, config, {})
+    read = load_posenet(tmp_path / "w.safetensors")[0]
+    torch.testing.assert_close(read.stem[1].running_var, lifter.stem[1].running_var)
+    with safe_open(tmp_path / "w.safetensors", framework="pt") as archive:
+        assert archive.get_tensor("posenet.stem.0.weight").dtype == torch.float16
+
+
+def test_nobody_gives_no_meshes(model: Pose2Mesh) -> None:
+    assert model(torch.zeros(0, 19, 2), torch.zeros(0, 19))[1].shape == (0, 6890, 3)

@@ -11,9 +11,10 @@ from torch import nn
 from gcn.bone_losses import BoneLengthLoss, BoneSymmetryLoss, BoneVectorLoss, JointLimitLoss
 from gcn.layers.sparse import SparseMatrix
 from gcn.lifters.cyclic import CyclicConfig
-from gcn.losses import LossWeights, SurfaceLoss, point_l1
+from gcn.losses import LossWeights, point_l1
 from gcn.objectives import LabelingObjective, LifterObjective, MeshObjective
 from gcn.pose2mesh import ModelConfig, build_lifter
+from gcn.surface_loss import SurfaceLoss
 from mesh.joints import COCO19
 from mesh.samples import Batch
 

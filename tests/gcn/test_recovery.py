@@ -1,17 +1,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from gcn.pose2mesh import ModelConfig, Pose2Mesh, build_graph, build_labeling
+from gcn.mirroring import MirrorAveraged
+from gcn.pose2mesh import (
+    MESH_WEIGHTS,
+    ModelConfig,
+    Pose2Mesh,
+    build_graph,
+    build_labeling,
+    build_uncertainty,
+    save_weights,
+)
 from gcn.posenet import PoseNetConfig
-from gcn.recovery import MIN_JOINTS, MeshRecovery, NoInitialisation
+from gcn.recovery import MIN_JOINTS, UNSURE_EXPECTED_M, UNSURE_JOINT_M, MeshRecovery, NoInitialisation
+from gcn.uncertainty import ErrorNet, weights_digest
 from mesh.body import load_body
 from mesh.errors import InputError
-from mesh.joints import COCO17, HUMAN36M17, MPII16, JointSet, Keypoints
+from mesh.joints import COCO17, COCO19, HUMAN36M17, MIN_CONFIDENCE, MPII16, JointSet, Keypoints
 
 BODY = load_body()
 FACING = (BODY.template * (1, -1, -1)).astype(np.float32)  # camera frame, looking at the camera
@@ -78,7 +89,57 @@ def test_the_spread_is_what_the_mirror_image_disagrees_by_and_flags_the_unsure(r
     np.testing.assert_allclose(found.spread, other.spread, atol=1e-5)
     assert (found.spread > 0).all()
     unsure = replace(found, spread=np.array([0.01, 0.2, 0.01, 0.2, 0.01, 0.2]))
+    assert np.isnan(found.expected_error).all() and not unsure.unsure_joints(1)
     assert [unsure.flags(k) for k in range(3)] == [[], ["unsure"], []]
+
+
+def judge_for(recovery: MeshRecovery) -> ErrorNet:
+    torch.manual_seed(1)
+    return build_uncertainty(recovery.model.config)
+
+
+def test_expected_errors_are_those_of_the_network_on_both_looks(recovery: MeshRecovery) -> None:
+    labeling, judge = (recovery._labeling, recovery._labeling_config), judge_for(recovery)
+    keypoints = people(3)
+    keypoints.confidence[1, MIN_JOINTS - 1 :] = 0.1
+    found = MeshRecovery(recovery.model, labeling, BODY, uncertainty=judge).recover(keypoints, batch_size=2)
+    coco = keypoints.to(COCO19)
+    positions, confidence = torch.from_numpy(coco.positions_px), torch.from_numpy(coco.confidence)
+    confidence = torch.where(confidence < MIN_CONFIDENCE, 0.0, confidence)
+    with torch.inference_mode():
+        (seen, _), (mirrored, _) = MirrorAveraged(recovery.model, BODY).looks(positions, confidence)
+        expected = judge(recovery.model.config.features(positions, confidence), seen, mirrored).numpy()
+    np.testing.assert_allclose(found.expected_error[[0, 2]], expected[[0, 2]], rtol=1e-4)
+    assert np.isnan(found.expected_error[1]).all() and found.flags(1) == ["not_recoverable"]
+    plain = recovery.recover(keypoints)
+    np.testing.assert_allclose(found.vertices, plain.vertices, atol=1e-6)
+    blind = MeshRecovery(recovery.model, labeling, replace(BODY, mirror=None), uncertainty=judge).recover(keypoints)
+    assert np.isnan(blind.expected_error).all()
+    assert MeshRecovery(recovery.model, labeling, BODY).recover(people(0)).expected_error.shape == (0, 17)
+
+
+def test_people_and_joints_with_large_expected_errors_are_unsure_whatever_the_spread(recovery: MeshRecovery) -> None:
+    expected = np.full((2, 17), UNSURE_EXPECTED_M - 0.01, np.float32)
+    expected[1] += 0.02
+    expected[:, HUMAN36M17.root_idx] = 0
+    expected[0, HUMAN36M17.index("left_wrist")] = UNSURE_JOINT_M + 0.01
+    found = replace(recovery.recover(people(2)), expected_error=expected, spread=np.array([0.9, 0.0]))
+    assert found.mean_expected_error(0) == pytest.approx(expected[0].sum() / 16)
+    assert [found.flags(k) for k in range(2)] == [[], ["unsure"]]
+    assert found.unsure_joints(0) == ["left_wrist"]
+
+
+def test_own_weights_take_the_expected_errors_that_lie_beside_them(tmp_path: Path, recovery: MeshRecovery) -> None:
+    weights, judge = tmp_path / "mesh.safetensors", tmp_path / "uncertainty.safetensors"
+    config = recovery.model.config
+    save_weights(weights, recovery.model, config, {})
+    assert np.isnan(MeshRecovery.from_pretrained(weights).recover(people(1)).expected_error).all()
+    save_weights(judge, judge_for(recovery), config, {MESH_WEIGHTS: weights_digest(recovery.model)})
+    found = MeshRecovery.from_pretrained(weights).recover(people(1)).expected_error
+    assert (np.delete(found, HUMAN36M17.root_idx, axis=1) > 0).all()
+    save_weights(judge, judge_for(recovery), config, {MESH_WEIGHTS: "0" * 64})
+    with pytest.raises(InputError, match=r"uncertainty\.safetensors tells the errors of other mesh weights"):
+        MeshRecovery.from_pretrained(weights)
 
 
 def test_without_a_mirror_table_nothing_is_averaged(recovery: MeshRecovery) -> None:

@@ -36,7 +36,7 @@ def people() -> Recovered:
     return Recovered(
         vertices=vertices, joints=np.zeros((3, 17, 3), np.float32), camera=np.ones((3, 3), np.float32),
         exchanged=np.zeros(3, bool), exchange_probability=zero, misfit=zero, spread=zero,
-        valid=np.array([True, False, True]),
+        expected_error=np.full((3, 17), 0.1, np.float32), valid=np.array([True, False, True]),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from torch_geometric.nn import ChebConv as PygChebConv
 
 from gcn.graph import adjacency_from_edges, largest_eigenvalue, normalised_laplacian, rescale_laplacian
 from gcn.layers.chebyshev import ChebConv, DenseChebConv, chebyshev_basis, dense_polynomials
-from gcn.layers.sparse import SparseMatrix
+from gcn.layers.sparse import SampleRows, SparseMatrix
 
 EDGES = np.random.default_rng(0).integers(0, 40, (120, 2))
 ADJACENCY = adjacency_from_edges(np.concatenate([EDGES, [[i, i + 1] for i in range(39)]]), 40)
@@ -104,3 +104,13 @@ def test_a_sparse_module_can_be_copied_and_saves_nothing(operator: SparseMatrix)
     x = torch.randn(40, 1, 2)
     torch.testing.assert_close(copy.deepcopy(operator)(x), operator(x), rtol=0, atol=0)
     assert operator.state_dict() == {}
+
+
+@pytest.mark.parametrize("channels", [(3, 5), (5, 3)])
+def test_a_batch_of_nobody_gives_nothing(channels: tuple[int, int]) -> None:
+    nobody = torch.zeros(4, 0, channels[0])
+    polynomials = torch.from_numpy(dense_polynomials(np.eye(4), 3)).float()
+    assert DenseChebConv(*channels, 3)(polynomials, nobody).shape == (4, 0, channels[1])
+    matrix = sparse.csr_matrix(np.ones((3, 4)))
+    assert SparseMatrix(matrix)(nobody).shape == (3, 0, channels[0])
+    assert SampleRows(matrix)(nobody.transpose(0, 1)).shape == (0, 3, channels[0])
