@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 
 from gcn.checkpoint import newest_checkpoint
+from mesh.body import load_body
 from mesh.joints import COCO17, Keypoints
 from tools import command, evaluate, recover, train_labeling, train_meshnet, train_posenet, train_uncertainty
 from tools.run_folder import RunFolder
@@ -414,9 +415,11 @@ def test_the_mean_with_the_mirror_image_is_measured_on_request(runs: Path, tmp_p
 
 
 def test_own_weights_recover_meshes(runs: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "p.npy", np.random.default_rng(0).normal(300, 90, (2, len(COCO17), 2)))
+    body = load_body()
+    standing = (body.regressor(COCO17) @ body.template)[:, :2] * (120, -120) + 300
+    np.save(tmp_path / "p.npy", standing + np.random.default_rng(0).normal(0, 3, (2, len(COCO17), 2)))
     weights, out = runs / "mesh" / "weights.safetensors", tmp_path / "o"
     argv = [tmp_path / "p.npy", "--joint-set", "coco17", "--weights", weights, "--out", out]
     assert command.run(recover.main, [str(a) for a in argv]) == 0
     with np.load(out / "p.npz") as result:
-        assert result["vertices"].shape == (2, 6890, 3)
+        assert result["vertices"].shape == (2, 6890, 3) and np.isfinite(result["vertices"]).all()
