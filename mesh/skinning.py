@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mesh.body import Body
 from mesh.joints import JointSet
 
-_IN_CACHE = 8  # bodies whose blended bones are kept at a time: on a busy CPU twice as fast as all, on a quiet one the same
+_IN_CACHE = 8  # bodies whose blended bones are kept at a time: on a busy CPU twice as fast as all of them at once
 
 
 def forward_kinematics(rotations: Tensor, joints: Tensor, parents: Sequence[int]) -> tuple[Tensor, Tensor]:
