@@ -25,14 +25,8 @@ def chebyshev_basis(operator: Operator, x: Tensor, order: int) -> list[Tensor]:
     return terms
 
 
-class ChebConv(nn.Module):
-    """y = sum_k T_k(L) x W_k + b.
-
-    Node-major layout: samples and channels of a node lie side by side, so the sparse product and the matrix product
-    both work in place of each other's output, without a permutation between them.
-
-    Shapes: operator, the rescaled Laplacian, (N, ...) -> (N, ...); x (N, B, C_in) -> (N, B, C_out).
-    """
+class _ChebyshevWeights(nn.Module):
+    """The parameters of y = sum_k T_k(L) x W_k + b."""
 
     def __init__(self, in_channels: int, out_channels: int, order: int = 3, *, bias: bool = True) -> None:
         super().__init__()
@@ -48,6 +42,20 @@ class ChebConv(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        order, fan_in, fan_out = self.weight.shape
+        return f"{fan_in}, {fan_out}, order={order}"
+
+
+class ChebConv(_ChebyshevWeights):
+    """y = sum_k T_k(L) x W_k + b.
+
+    Node-major layout: samples and channels of a node lie side by side, so the sparse product and the matrix product
+    both work in place of each other's output, without a permutation between them.
+
+    Shapes: operator, the rescaled Laplacian, (N, ...) -> (N, ...); x (N, B, C_in) -> (N, B, C_out).
+    """
 
     def forward(self, operator: Operator, x: Tensor) -> Tensor:
         """Widening layers filter first; narrowing ones multiply first and filter the fewer channels (Clenshaw)."""
@@ -67,18 +75,14 @@ class ChebConv(nn.Module):
             current, ahead = product + 2 * operator(current) - ahead, current
         return products[0] + operator(current) - ahead
 
-    def extra_repr(self) -> str:
-        order, fan_in, fan_out = self.weight.shape
-        return f"{fan_in}, {fan_out}, order={order}"
 
-
-class DenseChebConv(ChebConv):
-    """The same layer on a graph so small that T_1(L) ... T_{K-1}(L) are kept as dense matrices: two products in all.
+class DenseChebConv(_ChebyshevWeights):
+    """The layer of `ChebConv` on a graph so small that T_1(L) ... T_{K-1}(L) are dense matrices: two products in all.
 
     Shapes: polynomials (K - 1, N, N), see `dense_polynomials`; x (N, B, C_in) -> (N, B, C_out).
     """
 
-    def forward(self, polynomials: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, polynomials: Tensor, x: Tensor) -> Tensor:
         """Filters all powers at once where the layer widens, else multiplies by all weights at once."""
         nodes, batch, channels = x.shape
         out_channels = self.weight.shape[-1]
