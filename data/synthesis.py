@@ -169,7 +169,7 @@ class Synthesiser(Studio):
             confidence=confidence,
             joints_m=joints - joints[:, COCO19.root_idx, None],
             regressed_m=regressed - pelvis,
-            vertices_m=self.body_model(rotations, shape)[0] - pelvis if with_vertices else None,
+            vertices_m=self.body_model(rotations, shape)[0].sub_(pelvis) if with_vertices else None,
             joints_valid=all_known,
             regressed_valid=all_known[:, : len(HUMAN36M17)],
             mesh_valid=all_known[:, 0],
