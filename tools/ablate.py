@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.make()
         trainings = Trainings(ablation, folder, args.jobs, device)
         trainings.check(ablation.runs())
+        trainings.check_data(chosen.runs())
         with StopSignals() as signals:
             trainings.train(chosen.runs(), signals)
         if signals.caught:

@@ -15,11 +15,12 @@ from typing import IO, Any
 
 import torch
 
+from mesh.body import load_body
 from mesh.errors import InputError
 from mesh.files import replacing
 from mesh.lock import FolderLock
 from tools.ablation_config import Ablation, Run
-from tools.experiment import ExperimentConfig, changes, dump_experiment, load_experiment
+from tools.experiment import ExperimentConfig, batch_maker, changes, dump_experiment, load_experiment
 from tools.run_folder import RunFolder
 from tools.signals import StopSignals
 
@@ -118,6 +119,23 @@ class Trainings:
                     f"row {run.row.label} began from the run {gone[0]}, which is not there any more: delete "
                     f"{folder.path} as well to train both anew"
                 )
+
+    def check_data(self, runs: Sequence[Run]) -> None:
+        """Open the poses or records of all that is still to train, and those that judge: nothing trains in vain."""
+        judge = self._ablation.common_config()
+        opened: list[object] = []
+        for config, validation, whose in (
+            (judge, True, "what judges all rows"),
+            *((self._config(run), False, f"row {run.row.label}") for run in runs if not self.is_finished(run)),
+        ):
+            data = (config.body, config.validation_dataset if validation else config.datasets, config.poses, validation)
+            if data in opened:
+                continue
+            opened.append(data)
+            try:
+                batch_maker(config, load_body(config.body), validation=validation, device=self._device)
+            except InputError as exc:
+                raise InputError(f"{self._ablation.path}, {whose}: {exc}") from exc
 
     def is_finished(self, run: Run) -> bool:
         """Whether it ended well and is still there."""

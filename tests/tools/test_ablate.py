@@ -287,6 +287,20 @@ def test_a_row_that_began_from_weights_that_are_gone_is_refused(tmp_path: Path, 
         train(found, tmp_path)
 
 
+@pytest.mark.parametrize("where", ["set", "row"])
+def test_a_pose_file_that_is_not_there_is_named_before_anything_trains(tmp_path: Path, fake, where: str) -> None:
+    missing = "poses.source: file, poses.file: nowhere.npz"
+    row = f"  c: {{{{{missing}}}}}\n"
+    text = TWO + row if where == "row" else TWO.replace("set: {{", f"set: {{{{{missing}, ")
+    (tmp_path / "try.yaml").write_text(text.format(base=QUICKSTART))
+    call = [str(tmp_path / "try.yaml"), "--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=f"{'row c' if where == 'row' else 'what judges all rows'}: .*nowhere.npz"):
+        ablate.main(call)
+    assert fake.calls == []
+    if where == "row":  # which is no concern of the others
+        assert train(selected(ablation(tmp_path, text), ["a"]), tmp_path).failures == {}
+
+
 def test_minutes_become_steps_once(tmp_path: Path, fake: FakeTrainings, monkeypatch) -> None:
     measured = []
 
