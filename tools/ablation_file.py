@@ -165,8 +165,8 @@ def _check_rows(ablation: Ablation) -> None:
         require(row.label.isprintable(), f"{where}: a label must be one line of text")
         require(bool(name), f"{where}: a label needs a letter or a digit, for the name of its folder")
         require(len(name.encode()) <= _LONGEST_NAME, f"{where}: the label is too long for the name of a folder")
-        require(name not in names, f"{where} gets the folder name {name!r}, as {names.get(name)!r} does")
-        names[name] = row.label
+        same = names.setdefault(name.casefold(), row.label)  # some file systems know no capitals
+        require(same == row.label, f"{where} gets the folder name {name!r}, as {same!r} does")
     labels = set(names.values())
     for row in ablation.rows:
         for key, label in row.starts.items():

@@ -158,6 +158,7 @@ def test_a_row_follows_those_it_starts_from(tmp_path: Path) -> None:
         ("  a:", "  a: {{share: 2}}", r"share: expected a part of the budget in \(0, 1\]"),
         ("  a:", "  b:", "found duplicate key b"),
         ("  a:", "  'b!':", "gets the folder name 'b'"),
+        ("  a:", "  B:", "row 'b' gets the folder name 'b', as 'B' does"),
         ("rows:", "stage: labeling\nrows:", "stage: expected posenet or meshnet, got 'labeling'"),
         ("rows:", "seeds: [1, 1]\nrows:", "seeds: expected different whole numbers"),
         ("rows:", "validations: 0\nrows:", "validations: expected a whole number of at least 1"),
