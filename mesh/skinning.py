@@ -11,7 +11,7 @@ from mesh.body import Body
 from mesh.joints import JointSet
 
 # On a CPU many bodies are made region by region: most blend shapes and bones move few vertices, and less is in flight.
-_REGIONS, _MANY_BODIES, _BODIES_AT_ONCE = 16, 16, 64
+_REGIONS, _MANY_BODIES, _BODIES_AT_ONCE = 16, 16, 128
 
 
 def forward_kinematics(rotations: Tensor, joints: Tensor, parents: Sequence[int]) -> tuple[Tensor, Tensor]:

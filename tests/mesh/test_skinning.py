@@ -106,11 +106,11 @@ def test_the_batch_equals_a_loop_and_may_be_empty(body: Body, pose, shape) -> No
 
 
 def test_many_bodies_are_those_made_one_by_one_and_so_are_their_gradients(body: Body, generator) -> None:
-    model, rotations = BodyModel(body), axis_angle_to_matrix(0.5 * torch.randn(70, 24, 3, generator=generator))
-    rotations, shape = rotations.requires_grad_(), torch.randn(70, 10, generator=generator).requires_grad_()
-    pull = torch.randn(70, body.num_vertices, 3, generator=generator)
+    model, rotations = BodyModel(body), axis_angle_to_matrix(0.5 * torch.randn(150, 24, 3, generator=generator))
+    rotations, shape = rotations.requires_grad_(), torch.randn(150, 10, generator=generator).requires_grad_()
+    pull = torch.randn(150, body.num_vertices, 3, generator=generator)
     together, _ = model(rotations, shape)
-    alone = torch.cat([model(rotations[i : i + 1], shape[i : i + 1])[0] for i in range(70)])
+    alone = torch.cat([model(rotations[i : i + 1], shape[i : i + 1])[0] for i in range(150)])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
     assert together.is_contiguous() and model(rotations[:2], shape[:2])[0].is_contiguous()
     for ours, expected in zip(*(torch.autograd.grad((v * pull).sum(), (rotations, shape)) for v in (together, alone))):
