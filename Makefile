@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo weights test test-slow lint clean
 
 setup: $(STAMP)
 
@@ -19,6 +19,26 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python tools/recover.py data/samples --out out/demo
+
+# The recipe of the shipped weights on poses of your own, four trainings in turn; the same command again goes on.
+#   make weights POSES=POSES.npz HELD_OUT=[5,13,94,135] SET="poses.max_level=2"
+CONFIG ?= configs/default.yaml
+HELD_OUT ?= []
+RUNS ?= runs
+TRAIN = $(BIN)/python tools/train_$(1).py --config $(CONFIG) --runs $(RUNS) --name recipe_$(1) \
+	$$(test ! -d $(RUNS)/recipe_$(1) || echo --resume) --set "poses.file=$(POSES)" "poses.validation_subjects=$(HELD_OUT)" $(SET)
+
+weights: setup
+	@test -f "$(POSES)" || { echo 'expected a pose file: make weights POSES=POSES.npz HELD_OUT=[1,2]'; exit 2; }
+	$(call TRAIN,posenet)
+	$(call TRAIN,meshnet) model.posenet_weights=$(RUNS)/recipe_posenet
+	$(call TRAIN,labeling)
+	$(call TRAIN,uncertainty) model.pose2mesh_weights=$(RUNS)/recipe_meshnet
+	mkdir -p $(RUNS)/recipe
+	cp $(RUNS)/recipe_meshnet/weights.safetensors $(RUNS)/recipe/pose2mesh.safetensors
+	cp $(RUNS)/recipe_labeling/weights.safetensors $(RUNS)/recipe/labeling.safetensors
+	cp $(RUNS)/recipe_uncertainty/weights.safetensors $(RUNS)/recipe/uncertainty.safetensors
+	@echo '$(BIN)/python tools/recover.py PHOTO.jpg --out out --weights $(RUNS)/recipe/pose2mesh.safetensors'
 
 test: setup
 	$(BIN)/python -m pytest

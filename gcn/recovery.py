@@ -116,17 +116,20 @@ class MeshRecovery:
     def from_pretrained(
         cls, weights: str | Path | None = None, *, body: str | Path | None = None, device: torch.device | str = "cpu"
     ) -> MeshRecovery:
-        """The weights that ship on the free body, or others on their body; left and right by the shipped network.
+        """The weights that ship on the free body, or others on their body.
 
-        Expected errors come from the `uncertainty.safetensors` in the folder of the weights, if one is there: they must
-        belong to these weights. A body without a mirror table has none.
+        Left and right are judged by the `labeling.safetensors` in the folder of the weights, if one is there, else by
+        the network that ships. Expected errors come from the `uncertainty.safetensors` there, if there is one: they
+        must belong to these weights. A body without a mirror table has none.
         """
         loaded = load_body(body)
         with resources.as_file(resources.files("gcn") / "weights") as folder, NoInitialisation():
             chosen = Path(weights or folder / "pose2mesh.safetensors")
             model, judge = load_pose2mesh(chosen, loaded), chosen.with_name("uncertainty.safetensors")
             uncertainty = load_uncertainty(judge, model) if loaded.mirror is not None and judge.is_file() else None
-            return cls(model, load_labeling(folder / "labeling.safetensors"), loaded, device, uncertainty)
+            own = chosen.with_name("labeling.safetensors")
+            labeling = load_labeling(own if own.is_file() else folder / "labeling.safetensors")
+            return cls(model, labeling, loaded, device, uncertainty)
 
     def recover(self, keypoints: Keypoints, *, batch_size: int = 256, exchange: bool = False) -> Recovered:
         """Meshes of all people, any joint set that has hips and shoulders.

@@ -142,6 +142,20 @@ def test_own_weights_take_the_expected_errors_that_lie_beside_them(tmp_path: Pat
         MeshRecovery.from_pretrained(weights)
 
 
+def test_own_weights_take_the_labeling_network_that_lies_beside_them(tmp_path: Path, recovery: MeshRecovery) -> None:
+    config = recovery.model.config
+    labeling = build_labeling(config)
+    save_weights(tmp_path / "mesh.safetensors", recovery.model, config, {})
+
+    def used() -> bool:
+        found = MeshRecovery.from_pretrained(tmp_path / "mesh.safetensors")._labeling.state_dict()
+        return all(torch.allclose(found[k], v, atol=1e-3) for k, v in labeling.state_dict().items() if k in found)
+
+    assert not used()
+    save_weights(tmp_path / "labeling.safetensors", labeling, config, {})
+    assert used()
+
+
 def test_without_a_mirror_table_nothing_is_averaged(recovery: MeshRecovery) -> None:
     plain = MeshRecovery(recovery.model, (recovery._labeling, recovery._labeling_config), replace(BODY, mirror=None))
     found, averaged = plain.recover(people(3)), recovery.recover(people(3))
