@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gcn.coarsening import Hierarchy
-from gcn.upsampling import pool_clusters
+from gcn.upsampling import Upsampling, pool_clusters
 from mesh.body import Body
 from mesh.joints import HUMAN36M17, JointSet
 
@@ -20,7 +20,8 @@ class NodeFrames:
     """The template's nodes in rest pose, and how the frames of J body joints carry them.
 
     `rest` (K, 3) metres, `skinning` (K, J) rows summing to one, `joints` (J, 3) rest positions, `graph_skinning` (G, J)
-    the same weights of the coarser graph, `mix` (J, I) weights of the I input joints that give each body joint.
+    the same weights of the coarser graph, `mix` (J, I) weights of the I input joints that give each body joint,
+    `regressor` (I, K) weights of the nodes that give each input joint relative to the root.
     """
 
     rest: np.ndarray
@@ -28,21 +29,27 @@ class NodeFrames:
     joints: np.ndarray
     graph_skinning: np.ndarray
     mix: np.ndarray
+    regressor: np.ndarray
 
 
-def fit_frames(body: Body, hierarchy: Hierarchy, vertices: np.ndarray, joints: JointSet) -> NodeFrames:
+def fit_frames(
+    body: Body, hierarchy: Hierarchy, upsampling: Upsampling, vertices: np.ndarray, joints: JointSet
+) -> NodeFrames:
     """Means of the body's template and skinning weights over clusters; `mix` by least squares on posed bodies.
 
-    vertices: (S, V, 3) metres, S posed bodies. What matrix products give is rounded, because their last digits change
-    from run to run, and a run killed before its first checkpoint must begin again with the very same network.
+    vertices: (S, V, 3) metres, S posed bodies; upsampling: from the nodes to all vertices. What matrix products give is
+    rounded, because their last digits change from run to run, and a run killed before its first checkpoint must begin
+    again with the very same network.
     """
     nodes, graph = hierarchy.clusters(NODE_LEVEL), hierarchy.clusters(GRAPH_LEVEL)
+    regressor = body.regressor(joints).astype(np.float64) @ upsampling.matrix(nodes.max() + 1)
     return NodeFrames(
         rest=pool_clusters(body.template[None].astype(np.float64), nodes)[0].astype(np.float32),
         skinning=pool_clusters(body.skinning[None].astype(np.float64), nodes)[0].astype(np.float32),
         joints=np.round(body.joint_regressor.astype(np.float64) @ body.template, 6).astype(np.float32),
         graph_skinning=pool_clusters(body.skinning[None].astype(np.float64), graph)[0].astype(np.float32),
         mix=np.round(_fit_mix(body, np.asarray(vertices, np.float64), joints), 4).astype(np.float32),
+        regressor=np.ascontiguousarray(np.round(regressor - regressor[joints.root_idx], 6), np.float32),
     )
 
 

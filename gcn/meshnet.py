@@ -3,7 +3,8 @@
 A redesign of Pose2Mesh's mesh network (Choi et al. 2020, section 5) for accuracy per millisecond. What is rigid is left
 to one frame per body joint, rotation and place, blended over the nodes of a coarsened body graph as in linear blend
 skinning (Loper et al. 2015); what is not, each body's shape and how flesh follows, is an offset of each node in its own
-frame. A fixed sparse matrix takes the nodes to all vertices.
+frame. The frames are then moved by what the mesh's own joints still miss of the given ones. A fixed sparse matrix takes
+the nodes to all vertices.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mesh.errors import require
 from mesh.joints import JointSet
 from mesh.rotation import rot6d_to_matrix
 
+_APPROACHES = 2  # moves towards the given joints
 _UPRIGHT = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)  # 6D rotation of a standing person who faces the camera (y down)
 
 
@@ -75,6 +77,7 @@ class MeshNet(nn.Module):
 
     rest: Tensor
     skinning: Tensor
+    regressor: Tensor
     bones: Tensor
     graph_skinning: Tensor
     parent: Tensor
@@ -86,7 +89,7 @@ class MeshNet(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         num_nodes, num_frames = frames.skinning.shape
-        for name in ("rest", "skinning", "graph_skinning"):
+        for name in ("rest", "skinning", "graph_skinning", "regressor"):
             self.register_buffer(name, torch.from_numpy(getattr(frames, name)), persistent=False)
         self.register_buffer("bones", torch.from_numpy(frames.joints), persistent=False)
         parent = torch.arange(num_nodes)
@@ -132,6 +135,8 @@ class MeshNet(nn.Module):
         blended = (self.skinning @ bones.flatten(2)).unflatten(2, (3, 4))  # (B, K, 3, 4)
         shaped = self.rest + self._offsets(hidden)
         nodes = (blended[..., :3] @ shaped[..., None])[..., 0] + blended[..., 3]
+        for _ in range(_APPROACHES):
+            nodes = nodes + self.skinning @ (self.mix @ (joints_m - self.regressor @ nodes))
         return self.upsample(nodes.transpose(0, 1)).transpose(0, 1)
 
     def _bone_transforms(self, hidden: Tensor, joints_m: Tensor) -> Tensor:

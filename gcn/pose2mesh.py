@@ -36,6 +36,7 @@ from mesh.joints import COCO19
 JOINTS = COCO19
 FORMAT = "meshrecovery-weights-1"
 MESH_WEIGHTS = "mesh_weights"  # metadata of expected errors: the `weights_digest` of the mesh weights they belong to
+_EARLIER = "holds a mesh network of an earlier version: train it anew; its lifter can be used"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +114,9 @@ def build_graph(config: MeshNetConfig, body: Body, posed_vertices: np.ndarray) -
         return MeshGraph(hierarchy=coarsen(body.edges, body.num_vertices, FULL_LEVELS))
     vertices = np.asarray(posed_vertices, np.float64)
     hierarchy = coarsen(body.edges, body.num_vertices, GRAPH_LEVEL)
-    return MeshGraph(
-        hierarchy=hierarchy,
-        upsampling=fit_upsampling(vertices, hierarchy, NODE_LEVEL, num_terms=config.upsampling_terms),
-        frames=fit_frames(body, hierarchy, vertices, JOINTS),
-    )
+    upsampling = fit_upsampling(vertices, hierarchy, NODE_LEVEL, num_terms=config.upsampling_terms)
+    frames = fit_frames(body, hierarchy, upsampling, vertices, JOINTS)
+    return MeshGraph(hierarchy=hierarchy, upsampling=upsampling, frames=frames)
 
 
 def build_meshnet(config: ModelConfig, graph: MeshGraph) -> MeshNet | FullMeshNet:
@@ -148,18 +147,21 @@ def graph_tensors(graph: MeshGraph) -> dict[str, Tensor]:
 
 
 def graph_from_tensors(tensors: Mapping[str, Tensor], digest: str, body: Body, origin: str) -> MeshGraph:
-    """The inverse of `graph_tensors`; InputError, naming `origin`, if the body's mesh gives another graph."""
+    """The inverse of `graph_tensors`; InputError, naming `origin`, for another body's graph or an earlier version's."""
     parents = [tensors[f"parent{i}"].numpy() for i in range(sum(k.startswith("parent") for k in tensors))]
     hierarchy = hierarchy_from_parents(body.edges, body.num_vertices, parents)
     if hierarchy.digest != digest:
         raise InputError(f"{origin} was trained on another mesh than {body.name}: their graphs differ")
     if "upsampling_nodes" not in tensors:
         return MeshGraph(hierarchy=hierarchy)
+    names = {f.name: f"frames_{f.name}" for f in fields(NodeFrames)}
+    if not set(names.values()) <= tensors.keys():
+        raise InputError(f"{origin} {_EARLIER}")
     nodes = tensors["upsampling_nodes"].numpy().astype(np.int64)
     return MeshGraph(
         hierarchy=hierarchy,
         upsampling=Upsampling(nodes=nodes, weights=tensors["upsampling_weights"].numpy()),
-        frames=NodeFrames(**{f.name: tensors[f"frames_{f.name}"].numpy() for f in fields(NodeFrames)}),
+        frames=NodeFrames(**{name: tensors[stored].numpy() for name, stored in names.items()}),
     )
 
 
@@ -318,8 +320,8 @@ def load_pose2mesh(path: str | Path, body: Body) -> Pose2Mesh:
     tensors, metadata = _read_weights(path, "pose2mesh")
     with _consistent(path):
         config = model_config(metadata["config"])
-        if config.meshnet.plan not in ("frames", "full"):  # of an earlier version; its lifter can still be used
-            raise InputError(f"{path} holds a mesh network {config.meshnet.plan!r}, which is no more; train it anew")
+        if config.meshnet.plan not in ("frames", "full"):
+            raise InputError(f"{path} {_EARLIER}")
         graph = graph_from_tensors(_strip(tensors, "graph."), metadata["graph"], body, str(path))
         model = Pose2Mesh(config, graph)
         networks = {name: value for name, value in tensors.items() if not name.startswith("graph.")}

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from data.prior import load_pose_prior
+from gcn import meshnet
 from gcn.coarsening import Hierarchy, coarsen
 from gcn.frames import GRAPH_LEVEL, NODE_LEVEL, NodeFrames, fit_frames
 from gcn.graph import normalised_laplacian, rescale_laplacian
 from gcn.layers.chebyshev import dense_polynomials
 from gcn.meshnet import GraphBlock, MeshNet
-from gcn.upsampling import Upsampling, fit_upsampling
+from gcn.upsampling import Upsampling, fit_upsampling, pool_clusters
 from mesh.body import Body, load_body
 from mesh.joints import COCO19, HUMAN36M17
 from mesh.rotation import quaternion_to_matrix
@@ -46,13 +47,13 @@ def hierarchy(body: Body) -> Hierarchy:
 
 
 @pytest.fixture(scope="module")
-def frames(body: Body, hierarchy: Hierarchy, posed: np.ndarray) -> NodeFrames:
-    return fit_frames(body, hierarchy, posed, COCO19)
+def upsampling(hierarchy: Hierarchy, posed: np.ndarray) -> Upsampling:
+    return fit_upsampling(posed.astype(np.float64), hierarchy, NODE_LEVEL, num_terms=12)
 
 
 @pytest.fixture(scope="module")
-def upsampling(hierarchy: Hierarchy, posed: np.ndarray) -> Upsampling:
-    return fit_upsampling(posed.astype(np.float64), hierarchy, NODE_LEVEL, num_terms=12)
+def frames(body: Body, hierarchy: Hierarchy, upsampling: Upsampling, posed: np.ndarray) -> NodeFrames:
+    return fit_frames(body, hierarchy, upsampling, posed, COCO19)
 
 
 @pytest.fixture
@@ -74,10 +75,36 @@ def test_every_joint_of_the_body_is_placed_from_the_input_joints(body: Body, fra
     assert error.mean() < 0.02 and error[:, 4:6].max() < 0.03  # knees
 
 
+def test_the_input_joints_are_regressed_from_the_nodes(
+    body: Body, frames: NodeFrames, hierarchy: Hierarchy, posed: np.ndarray
+) -> None:
+    nodes = pool_clusters(posed.astype(np.float64), hierarchy.clusters(NODE_LEVEL))
+    joints = body.regressor(COCO19) @ posed
+    wanted = joints - joints[:, COCO19.root_idx, None]
+    assert np.linalg.norm(frames.regressor @ nodes - wanted, axis=-1).max() < 0.012
+
+
+def test_the_mesh_is_drawn_to_the_lifted_joints(net: MeshNet, body: Body, posed: np.ndarray, monkeypatch) -> None:
+    regressor = torch.from_numpy(body.regressor(COCO19))
+    joints = regressor @ torch.from_numpy(posed)
+    joints = joints - joints[:, COCO19.root_idx, None]
+
+    def missed(approaches: int) -> float:
+        monkeypatch.setattr(meshnet, "_APPROACHES", approaches)
+        with torch.inference_mode():
+            found = regressor @ net(torch.zeros_like(joints), joints)
+        return (found - found[:, COCO19.root_idx, None] - joints)[:, 5:17].norm(dim=-1).mean().item()  # limbs
+
+    shipped = missed(meshnet._APPROACHES)
+    assert shipped < 0.6 * missed(0)
+    assert missed(60) < 0.3 * shipped
+
+
 def test_the_true_frames_carry_the_template_to_the_posed_body(
     net: MeshNet, body: Body, rotations: Tensor, posed: np.ndarray, monkeypatch
 ) -> None:
     bones, _ = BodyModel(body).bone_transforms(rotations, torch.zeros(PEOPLE, 10))
+    monkeypatch.setattr(meshnet, "_APPROACHES", 0)
     monkeypatch.setattr(net, "_bone_transforms", lambda hidden, joints: bones)
     monkeypatch.setattr(net, "_offsets", lambda hidden: torch.zeros(len(hidden), *net.rest.shape))
     features = torch.zeros(PEOPLE, 19, 3)
@@ -97,10 +124,11 @@ def test_a_new_network_stands_upright_at_the_lifted_joints(net: MeshNet, body: B
     assert (vertices - template * torch.tensor([1.0, -1.0, -1.0])).norm(dim=-1).mean() < 0.03
 
 
-def test_offsets_are_turned_with_the_body(net: MeshNet, people) -> None:
+def test_offsets_are_turned_with_the_body(net: MeshNet, people, monkeypatch) -> None:
     """The same offsets on a turned frame move the vertices the turned way."""
     turn = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     bones = torch.eye(3, 4).expand(5, 24, 3, 4)
+    monkeypatch.setattr(meshnet, "_APPROACHES", 0)
     turned = torch.cat((turn.expand(5, 24, 3, 3), torch.zeros(5, 24, 3, 1)), dim=-1)
     found = []
     for given in (bones, turned):

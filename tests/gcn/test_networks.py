@@ -173,12 +173,16 @@ def test_every_lifter_is_saved_and_read_alone_and_under_a_mesh_network(name: str
     torch.testing.assert_close(again(points, confidence)[1], model(points, confidence)[1], atol=0.1, rtol=0.1)
 
 
+def opened(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """What a weights file holds: tensors and metadata."""
+    with safe_open(path, "pt") as archive:
+        return {name: archive.get_tensor(name) for name in archive.keys()}, archive.metadata()  # noqa: SIM118
+
+
 def test_weights_of_before_there_were_several_lifters_are_read(tmp_path: Path) -> None:
     lifter = build_lifter(SMALL).eval()
     save(tmp_path / "w.safetensors", lifter, SMALL, {})
-    with safe_open(tmp_path / "w.safetensors", "pt") as archive:
-        metadata = archive.metadata()
-        tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    tensors, metadata = opened(tmp_path / "w.safetensors")
     old = json.loads(metadata["config"])
     kept = ("normalisation", "confidence", "posenet", "meshnet", "labeling")
     metadata["config"] = json.dumps({key: old[key] for key in kept})
@@ -195,8 +199,7 @@ def test_x_and_y_of_the_picture_need_one_scale_for_both() -> None:
 def test_weights_with_wrong_contents_are_refused_in_one_line(tmp_path: Path, body: Body, model, damage: str) -> None:
 
     save(tmp_path / "w.safetensors", model, SMALL, {})
-    with safe_open(tmp_path / "w.safetensors", framework="pt") as archive:
-        metadata, tensors = archive.metadata(), {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    tensors, metadata = opened(tmp_path / "w.safetensors")
     name = "posenet.stem.weight"
     if damage == "config":
         metadata["config"] = '{"posenet": {"wideness": 3}}'
@@ -214,9 +217,18 @@ def test_weights_with_wrong_contents_are_refused_in_one_line(tmp_path: Path, bod
     assert "\n" not in str(caught.value)
 
 
-def test_a_mesh_network_of_an_earlier_version_is_refused_and_its_lifter_is_not(tmp_path: Path, body, model) -> None:
-    save(tmp_path / "w.safetensors", model, replace(SMALL, meshnet=replace(SMALL.meshnet, plan="coarse")), {})
-    with pytest.raises(InputError, match=r"w\.safetensors holds a mesh network 'coarse', which is no more"):
+@pytest.mark.parametrize("what", ["plan", "frames"])
+def test_a_mesh_network_of_an_earlier_version_is_refused_and_its_lifter_is_not(
+    tmp_path: Path, body: Body, model, what: str
+) -> None:
+    if what == "plan":
+        save(tmp_path / "w.safetensors", model, replace(SMALL, meshnet=replace(SMALL.meshnet, plan="coarse")), {})
+    else:
+        save(tmp_path / "w.safetensors", model, SMALL, {})
+        tensors, metadata = opened(tmp_path / "w.safetensors")
+        del tensors["graph.frames_regressor"]
+        save_file(tensors, tmp_path / "w.safetensors", metadata)
+    with pytest.raises(InputError, match=r"w\.safetensors holds a mesh network of an earlier version: train it anew"):
         load_pose2mesh(tmp_path / "w.safetensors", body)
     assert load_posenet(tmp_path / "w.safetensors")[1].posenet == SMALL.posenet
 
