@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from mesh.body import Body
 from mesh.joints import JointSet
@@ -19,12 +20,15 @@ def forward_kinematics(rotations: Tensor, joints: Tensor, parents: Sequence[int]
 
     (B, J, 3, 3), (B, J, 3), parents before children -> (B, J, 3, 3), (B, J, 3).
     """
-    world_rotations, positions = [rotations[:, 0]], [joints[:, 0]]
-    for child, parent in enumerate(parents[1:], start=1):
-        offset = joints[:, child] - joints[:, parent]
-        positions.append(positions[parent] + (world_rotations[parent] @ offset[..., None])[..., 0])
-        world_rotations.append(world_rotations[parent] @ rotations[:, child])
-    return torch.stack(world_rotations, dim=1), torch.stack(positions, dim=1)
+    offsets = torch.cat((joints[:, :1], joints[:, 1:] - joints[:, list(parents[1:])]), dim=1)
+    steps = pad(torch.cat((rotations, offsets[..., None]), dim=-1), (0, 0, 0, 1))
+    steps[..., 3, 3] = 1  # homogeneous
+    root, *others = steps.unbind(1)
+    world = [root]
+    for parent, step in zip(parents[1:], others):
+        world.append(torch.bmm(world[parent], step))
+    stacked = torch.stack(world, dim=1)
+    return stacked[..., :3, :3], stacked[..., :3, 3]
 
 
 class _PosedModel(nn.Module):

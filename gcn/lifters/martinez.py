@@ -34,12 +34,12 @@ class MartinezConfig:
 class BoundedLinear(nn.Linear):
     """A linear layer whose weight matrix counts with Frobenius norm 1 at most; the bias is free.
 
-    The stored weight may grow beyond: it is divided by its norm in every forward pass, and gradients see that.
+    The stored weight may grow beyond: what it gives is divided by its norm, and gradients see that.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C_in) -> (..., C_out)."""
-        return functional.linear(x, self.weight / self.weight.norm().clamp_min(1), self.bias)
+        return functional.linear(x, self.weight) / self.weight.norm().clamp_min(1) + self.bias
 
 
 class ResidualBlock(nn.Module):
