@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +72,11 @@ def join_world(device: torch.device) -> World:
 
 
 def leave_world(world: World) -> None:
-    """Say goodbye to the others."""
+    """Say goodbye to the others.
+
+    What is left of the training in reference cycles goes first: a group that something still holds ends its threads
+    only with the interpreter, which may abort the process then (pytorch issue 190489).
+    """
     if world.size > 1 and dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
