@@ -14,8 +14,9 @@ from torch import Tensor
 from data.draws import Draws
 from data.noise_coco import COCO_SIGMAS, coco_error
 from data.noise_human36m import human36m_error
+from data.occlusion import hidden_by_body
 from mesh.errors import require
-from mesh.joints import COCO17
+from mesh.joints import COCO17, MIN_CONFIDENCE
 
 _HIPS = COCO17.indices(("left_hip", "right_hip"))
 _SHOULDERS = COCO17.indices(("left_shoulder", "right_shoulder"))
@@ -40,7 +41,22 @@ _LIMB_MASKS, _FACE_MASKS = (
     tuple(tuple(joint in part for joint in range(len(COCO17))) for part in parts) for parts in (_LIMBS, _FAR_FACE)
 )
 
-_DOUBT_POWER = 6  # confidence says little about the error: rank correlation -0.2 with it, of one joint
+# Log odds of the confidence, mean and sd, of joints that are in view and of those hidden by the body; joints of the
+# trunk and the face are nearly always reported as sure. BlazePose on 853 rendered people (docs/experiments.md).
+_LOG_ODDS = {"elbow": (3.5, 2.5), "wrist": (2.9, 2.2), "knee": (3.3, 2.1), "ankle": (3.35, 1.8)}
+_LOG_ODDS_HIDDEN = {"elbow": (-0.95, 2.2), "wrist": (-2.2, 2.4), "knee": (0.0, 1.5), "ankle": (0.15, 1.35)}
+_SURE, _SURE_HIDDEN = (6.5, 1.3), (6.0, 1.4)
+_DOUBT_SCALE = 0.9  # the error grows with log(1 + exp(-0.9 log odds))
+_KIND = tuple(name.rpartition("_")[2] for name in COCO17.names)
+_ARM_JOINTS = [joint for joint, kind in enumerate(_KIND) if kind in ("elbow", "wrist")]
+_LIMB_JOINTS = [kind in _LOG_ODDS for kind in _KIND]
+_ARMS_WORSE, _HIDDEN_LEGS_WORSE = 1.25, 1.35  # factors of the error, beyond what the doubt says
+_CHAIN = 0.4  # correlation of the errors along a limb
+_CHAINS = tuple(
+    COCO17.indices((f"{side}_{upper}", f"{side}_{lower}"))
+    for side in ("left", "right")
+    for upper, lower in (("elbow", "wrist"), ("knee", "ankle"))
+)
 
 # Order of the joints where left and right are taken for each other: everywhere, or in the arms below the shoulders.
 _WHOLE_BODY = list(COCO17.flip_permutation)
@@ -57,40 +73,47 @@ class NoiseConfig:
     Lengths are fractions of the person's size (root of the box area). Exchanged labels change the input alone, never
     the truth, and not the clean samples.
 
-    Jitter, spreads, outliers, hip_rise and how little confidence tells follow BlazePose on rendered people
-    (tools/measure_detector.py; docs/experiments.md, "How the detector errs"). definition_shift and definition_width are
-    wider than measured, because other detectors define hips and shoulders in their own way; the drop rates and cut_off
-    are not measured: nothing but their own body hides rendered people. Real errors of neighbouring joints are
-    correlated (0.3 to 0.5), these are not. Exchanges: 0.8 % of the rendered people (2 % of the frontal ones), 9 % of
+    A joint that the body hides is guessed: less surely and worse than one in view. Confidence is drawn first, and the
+    error grows as it falls. Jitter, doubt, spreads, outliers, hip_rise and the confidences follow BlazePose on rendered
+    people (tools/measure_detector.py; docs/experiments.md, "How the detector errs"). definition_shift and
+    definition_width are wider than measured, because other detectors define hips and shoulders in their own way; the
+    drop rates and cut_off are not measured: nothing but their own body hides rendered people. Exchanges: 0.8 % of the
+    rendered people (2 % of the frontal ones), 9 % of
     the views of a real recording of acrobatics; the two arms alone 0.2 %. Their defaults are 0: `gcn.labeling` makes
     whole-body exchanges of its own to learn from, and those of the arms are rare.
     """
 
     model: Literal["detector", "human36m", "coco", "none"] = "detector"
     clean: float = 0.4  # share of samples that stay exact
-    jitter: float = 0.28  # median jitter sd, in COCO sigmas
-    face_jitter: float = 1.0  # the same of nose, eyes and ears
+    jitter: float = 0.2  # median jitter sd of a sure joint, in COCO sigmas
+    face_jitter: float = 0.8  # the same of nose, eyes and ears
+    doubt: float = 0.36  # added to it for a doubtful one, once for each power of e that its odds fall below even
+    hidden_jitter: float = 1.7  # factor of a hidden joint of the face or shoulder, which is reported as sure
     jitter_spread: float = 0.37  # sd of the log of a person's jitter: some detections are better than others
     joint_spread: float = 0.5  # the same of one joint among the person's
-    outlier: float = 0.01  # probability that a joint lands somewhere else
+    outlier: float = 0.005  # probability that a joint lands somewhere else
     outlier_sd: float = 0.15
     definition_shift: float = 0.05  # hips and shoulders defined higher or lower along the trunk
     hip_rise: float = 0.05  # middle of that for the hips, upwards; 0 for the shoulders
     definition_width: float = 0.2  # hips and shoulders defined further in
     drop_joint: float = 0.02
-    drop_limb: float = 0.25
-    drop_face_side: float = 0.25
+    drop_limb: float = 0.15
+    drop_face_side: float = 0.15
+    drop_doubtful: float = 0.25  # probability that a person's joints of confidence below 0.3 count as not seen
     cut_off: float = 0.1  # probability that the picture ends within the person
     exchange: float = 0.0  # probability that left and right are exchanged in the whole body, face included
     exchange_arms: float = 0.0  # probability that the two arms are exchanged, from the elbows on
 
     def __post_init__(self) -> None:
         for name in (
-            "clean", "outlier", "drop_joint", "drop_limb", "drop_face_side", "cut_off", "definition_width", "exchange",
-            "exchange_arms",
+            "clean", "outlier", "drop_joint", "drop_limb", "drop_face_side", "drop_doubtful", "cut_off",
+            "definition_width", "exchange", "exchange_arms",
         ):  # fmt: skip
             require(0 <= getattr(self, name) <= 1, f"noise.{name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("jitter", "face_jitter", "jitter_spread", "joint_spread", "outlier_sd", "definition_shift"):
+        for name in (
+            "jitter", "face_jitter", "doubt", "hidden_jitter", "jitter_spread", "joint_spread", "outlier_sd",
+            "definition_shift",
+        ):  # fmt: skip
             require(getattr(self, name) >= 0, f"noise.{name} must not be negative, got {getattr(self, name)}")
         require(-1 <= self.hip_rise <= 1, f"noise.hip_rise must lie in [-1, 1], got {self.hip_rise}")
         for name in ("exchange", "exchange_arms"):
@@ -119,8 +142,8 @@ def _shift_definitions(points: Tensor, config: NoiseConfig, draws: Draws) -> Ten
     return points
 
 
-def _hidden(points: Tensor, config: NoiseConfig, draws: Draws) -> Tensor:
-    """Which joints a detector would not see, (B, 17) bool."""
+def _dropped(points: Tensor, config: NoiseConfig, draws: Draws) -> Tensor:
+    """Which joints a detector would not report, (B, 17) bool."""
     hidden = draws.rand(len(COCO17)) < config.drop_joint
     limb, side = torch.tensor(_LIMB_MASKS, device=points.device), torch.tensor(_FACE_MASKS, device=points.device)
     hidden |= limb[draws.randint(len(_LIMBS))] & (draws.rand(1) < config.drop_limb)
@@ -142,26 +165,56 @@ def _exchange(points: Tensor, confidence: Tensor, config: NoiseConfig, draws: Dr
     return points, confidence
 
 
-def imitate_detector(keypoints: Tensor, config: NoiseConfig, draws: Draws) -> tuple[Tensor, Tensor]:
+def _log_odds(hidden: Tensor, draws: Draws) -> Tensor:
+    """How sure a detector is of joints in view and of hidden ones, (B, 17) bool -> (B, 17)."""
+    in_view, behind = (
+        torch.tensor([table.get(kind, sure) for kind in _KIND], device=hidden.device)
+        for table, sure in ((_LOG_ODDS, _SURE), (_LOG_ODDS_HIDDEN, _SURE_HIDDEN))
+    )
+    mean, sd = torch.where(hidden[..., None], behind, in_view).unbind(-1)
+    return mean + sd * draws.randn(len(COCO17))
+
+
+def _jitter_sd(log_odds: Tensor, hidden: Tensor, config: NoiseConfig, draws: Draws) -> Tensor:
+    """Size of each joint's error, (B, 17) in COCO sigmas."""
+    limb, face = (torch.zeros(len(COCO17), dtype=torch.bool, device=hidden.device) for _ in range(2))
+    limb[_LIMB_JOINTS], face[list(_FACE)] = True, True
+    middle = torch.where(face, config.face_jitter, config.jitter) * torch.ones_like(log_odds)
+    middle = torch.where(hidden & ~limb, config.hidden_jitter * middle, middle)
+    factor = torch.where(hidden & limb, _HIDDEN_LEGS_WORSE, 1.0)
+    factor[:, _ARM_JOINTS] = _ARMS_WORSE
+    doubt = torch.nn.functional.softplus(-_DOUBT_SCALE * log_odds) * limb
+    spread = (config.jitter_spread * draws.randn(1) + config.joint_spread * draws.randn(len(COCO17))).exp()
+    return (middle + config.doubt * doubt) * factor * spread
+
+
+def _directions(draws: Draws) -> Tensor:
+    """Standard normal errors (B, 17, 2), correlated along the limbs."""
+    normal = draws.randn(len(COCO17), 2)
+    for upper, lower in _CHAINS:
+        normal[:, lower] = _CHAIN * normal[:, upper] + (1 - _CHAIN**2) ** 0.5 * normal[:, lower]
+    return normal
+
+
+def imitate_detector(keypoints: Tensor, hidden: Tensor, config: NoiseConfig, draws: Draws) -> tuple[Tensor, Tensor]:
     """Exact COCO-17 joints to what a detector would report: (B, 17, 2) px -> (B, 17, 2) px and confidence (B, 17).
 
-    Confidence is 1 for exact samples; for the others it falls a little with the joint's error, and is
-    0 for a joint that was not seen (whose position is then left as it was and must not be used).
+    `hidden` (B, 17) bool are the joints behind the body (see `data.occlusion`).
+    Confidence is 1 for exact samples, and 0 for a joint that was not seen (whose position is then left as it was and
+    must not be used).
     """
-    joints = len(COCO17)
     size = person_size(keypoints)[:, None, None]
-    sigma = keypoints.new_tensor(COCO_SIGMAS)[:, None]
-    middle = torch.full_like(sigma, config.jitter)
-    middle[list(_FACE)] = config.face_jitter
-    spread = (config.jitter_spread * draws.randn(1, 1) + config.joint_spread * draws.randn(joints, 1)).exp()
-    jitter = middle * spread * sigma * draws.randn(joints, 2)
-    outlier = config.outlier_sd * draws.randn(joints, 2)
-    is_outlier = draws.rand(joints, 1) < config.outlier
+    sigma = keypoints.new_tensor(COCO_SIGMAS)
+    log_odds = _log_odds(hidden, draws)
+    jitter = (_jitter_sd(log_odds, hidden, config, draws) * sigma)[..., None] * _directions(draws)
+    outlier = config.outlier_sd * draws.randn(len(COCO17), 2)
+    is_outlier = draws.rand(len(COCO17), 1) < config.outlier
     error = torch.where(is_outlier, outlier, jitter)
     noisy = _shift_definitions(keypoints, config, draws) + error * size
-    relative = error.norm(dim=-1) / (4 * sigma[:, 0])
-    doubt = (relative * draws.rand(joints) ** _DOUBT_POWER).clamp(max=0.7)
-    confidence = (1 - doubt).masked_fill(_hidden(keypoints, config, draws), 0.0)
+    confidence = log_odds.sigmoid()
+    dropped = _dropped(keypoints, config, draws)
+    dropped |= (draws.rand(1) < config.drop_doubtful) & (confidence < MIN_CONFIDENCE)
+    confidence = confidence.masked_fill(dropped, 0.0)
     exact = draws.rand(1) < config.clean
     noisy, confidence = _exchange(noisy, confidence, config, draws)
     return (
@@ -170,13 +223,14 @@ def imitate_detector(keypoints: Tensor, config: NoiseConfig, draws: Draws) -> tu
     )
 
 
-def add_noise(keypoints: Tensor, config: NoiseConfig, draws: Draws) -> tuple[Tensor, Tensor]:
+def add_noise(keypoints: Tensor, joints_m: Tensor, config: NoiseConfig, draws: Draws) -> tuple[Tensor, Tensor]:
     """Exact COCO-17 joints with the error of the chosen model: (B, 17, 2) px -> (B, 17, 2) px, confidence (B, 17).
 
-    The published models know no confidence: it is 1.
+    `joints_m` (B, 17 or more, 3) are the same joints, metres, camera frame. The published models know no confidence:
+    it is 1.
     """
     if config.model == "detector":
-        return imitate_detector(keypoints, config, draws)
+        return imitate_detector(keypoints, hidden_by_body(joints_m), config, draws)
     full = torch.ones_like(keypoints[..., 0])
     if config.model == "none":
         return keypoints, full

@@ -18,7 +18,7 @@ from data.synthesis import Studio, SynthesisConfig, with_derived
 from mesh.body import Body
 from mesh.camera import project
 from mesh.errors import InputError, require
-from mesh.joints import COCO17, COCO19, HUMAN36M17, MIN_CONFIDENCE, SMPL24, JointSet, joint_set
+from mesh.joints import COCO17, COCO19, HUMAN36M17, SMPL24, JointSet, joint_set
 from mesh.rotation import axis_angle_to_matrix
 from mesh.samples import Batch
 
@@ -154,7 +154,7 @@ class RecordBatches:
             flipped = list(COCO17.flip_permutation)
             points = torch.where(mirrored[..., None], mirror_keypoints(points, COCO17, 0.0), points)
             confidence = torch.where(mirrored, confidence[:, flipped], confidence)
-            return with_derived(points, torch.where(confidence < MIN_CONFIDENCE, 0.0, confidence))
+            return with_derived(points, confidence)
         if self.sampling.camera == "random":
             exact = self._studio.photograph(joints - pelvis, draws)
         else:
@@ -163,7 +163,7 @@ class RecordBatches:
             ratio = (intrinsics[:, 1] / intrinsics[:, 0])[:, None, None]
             exact = project(joints + place[:, None], intrinsics[:, 0], torch.zeros_like(centre))
             exact = exact * torch.cat((torch.ones_like(ratio), ratio), dim=-1) + centre[:, None]
-        noisy, confidence = add_noise(exact[:, : len(COCO17)], self.config.noise, draws)
+        noisy, confidence = add_noise(exact[:, : len(COCO17)], joints, self.config.noise, draws)
         return with_derived(noisy, confidence)
 
     def _recorded_joints(

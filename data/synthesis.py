@@ -161,7 +161,7 @@ class Synthesiser(Studio):
         joints, regressed = self.joint_model(rotations, shape)
         pelvis = regressed[:, HUMAN36M17.root_idx, None]
         keypoints = self.photograph(joints - pelvis, draws)
-        noisy, confidence = add_noise(keypoints[:, : len(COCO17)], config.noise, draws)
+        noisy, confidence = add_noise(keypoints[:, : len(COCO17)], joints, config.noise, draws)
         keypoints, confidence = with_derived(noisy, confidence)
         all_known = torch.ones(len(index), len(COCO19), dtype=torch.bool, device=self.device)
         return Batch(

@@ -157,8 +157,7 @@ class MeshRecovery:
     def _recover_batch(self, keypoints: Keypoints, exchange: bool) -> Recovered:
         positions = torch.from_numpy(keypoints.positions_px).to(self.device, torch.float32)
         confidence = torch.from_numpy(keypoints.confidence).to(self.device, torch.float32)
-        confidence = torch.where(confidence < MIN_CONFIDENCE, 0.0, confidence)
-        valid = (confidence[:, : len(COCO17)] > 0).sum(1) >= MIN_JOINTS
+        valid = (confidence[:, : len(COCO17)] >= MIN_CONFIDENCE).sum(1) >= MIN_JOINTS
         probability = exchanged_probability(self._labeling(self._labeling_config.features(positions, confidence)))
         exchanged = (probability > 0.5) & exchange
         mirrored = list(JOINTS.flip_permutation)

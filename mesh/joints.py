@@ -173,7 +173,7 @@ BLAZEPOSE33 = _make(
     ),
 )
 
-# Below it a detected joint counts as not seen: the networks learned with nothing in between.
+# Below it a detected joint is a guess: it is not drawn, counted or judged. The networks take it for what it is worth.
 MIN_CONFIDENCE = 0.3
 
 JOINT_SETS: dict[str, JointSet] = {

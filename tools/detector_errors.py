@@ -82,7 +82,9 @@ def imitated(truth: Measurements, noise: NoiseConfig, *, seed: int, copies: int 
     """What the noise model makes of the same people, those that the detector found, each several times."""
     people = truth.select(np.repeat(np.flatnonzero(truth.found), copies))
     draws = Draws(len(people), step_generator(seed, 0))
-    noisy, confidence = imitate_detector(torch.from_numpy(people.truth_px).float(), replace(noise, clean=0), draws)
+    noisy, confidence = imitate_detector(
+        torch.from_numpy(people.truth_px).float(), torch.from_numpy(people.occluded), replace(noise, clean=0), draws
+    )
     return replace(people, detected_px=noisy.double().numpy(), confidence=confidence.double().numpy())
 
 

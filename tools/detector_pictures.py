@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data.augmentation import mirror_pose, turn_body
+from data.detection import Detector
 from data.draws import Draws, step_generator
+from data.images import find_images, read_image
+from data.occlusion import cover_m
 from data.order import SampleOrder
 from data.synthesis import IMAGE_HEIGHT_PX, PoseSource, Studio, SynthesisConfig
 from mesh.body import Body
@@ -20,6 +24,7 @@ from mesh.rasterise import Fragments, rasterise
 from mesh.render import light
 from mesh.rotation import quaternion_to_matrix
 
+_SAMPLES = ("park.jpg", "balance.jpg")
 _SUPERSAMPLING = 2
 _GAMMA = 2.2
 _WALL_SHARE = 0.3  # of the pictures that have no photo behind, where there are photos
@@ -33,10 +38,6 @@ _TROUSER_PARTS = ("pelvis", "left_hip", "right_hip")
 _FOREARMS, _SHINS = ("left_elbow", "right_elbow"), ("left_knee", "right_knee")
 _SHOE_PARTS = ("left_ankle", "right_ankle", "left_foot", "right_foot")
 
-# How far a joint lies below the skin that shows it; whatever is nearer to the camera than that hides the joint.
-_COVER_M = {"shoulder": 0.12, "elbow": 0.08, "wrist": 0.07, "hip": 0.17, "knee": 0.11, "ankle": 0.09}
-_FACE_COVER_M = 0.03
-
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
@@ -44,10 +45,16 @@ class Shot:
 
     `joints_px` (17, 2); `occluded` (17,) hidden behind the body, of the joints in the picture; `facing_deg` between
     the chest's direction and that to the camera: 0 frontal, 180 from behind; `tilted`: the body was turned as a whole.
+    In metres, camera frame, relative to the pelvis of human36m17: `coco_m` (19, 3), `human36m_m` (17, 3), `vertices_m`
+    (V, 3); `pose_idx` is the pose's number in its source.
     """
 
     image: np.ndarray
     joints_px: np.ndarray
+    coco_m: np.ndarray
+    human36m_m: np.ndarray
+    vertices_m: np.ndarray
+    pose_idx: int
     occluded: np.ndarray
     facing_deg: float
     tilted: bool
@@ -59,6 +66,20 @@ class Backdrop:
 
     image: np.ndarray
     people_px: np.ndarray
+
+
+def photo_backdrops(given: Sequence[Path] | None, detector: Detector) -> list[Backdrop]:
+    """Photos, or those in folders, with the places of the people in them; None: the two that ship."""
+    folder = Path(__file__).parents[1] / "data" / "samples"
+    inputs = [folder / name for name in _SAMPLES] if given is None else given
+    paths = [path for entry in inputs for path in (find_images(entry) if entry.is_dir() else [entry])]
+    backdrops = []
+    for path in paths:
+        image = read_image(path)
+        joints_px = detector.detect(image, tiles=True).positions_px
+        boxes = np.concatenate((joints_px.min(1), joints_px.max(1)), axis=1) if len(joints_px) else np.empty((0, 4))
+        backdrops.append(Backdrop(image=image, people_px=boxes))
+    return backdrops
 
 
 class PictureMaker(Studio):
@@ -86,18 +107,22 @@ class PictureMaker(Studio):
         rotations[:, 0] = self.camera_rotation(draws) @ rotations[:, 0]
         shape = (self.config.shape_sd * draws.randn(self.joint_model.num_shape)).clamp(-3, 3)
         joints, regressed = self.joint_model(rotations, shape)
-        points = torch.cat((joints, self.body_model(rotations, shape)[0]), dim=1)
+        points = torch.cat((joints, regressed, self.body_model(rotations, shape)[0]), dim=1)
         points = points - regressed[:, HUMAN36M17.root_idx, None]
         flat = self.photograph(points, draws) * (self.side_px / IMAGE_HEIGHT_PX)
         placed = torch.cat((flat, points[..., 2:]), dim=-1)[0].double().numpy()  # x, y in px, depth in m
-        joints_m = joints[0].double().numpy()
-        vertices_m = points[0, len(COCO19) :].double().numpy()
-        image, fragments = self._picture(placed[len(COCO19) :], vertices_m, rng)
+        first = len(COCO19) + len(HUMAN36M17)
+        coco_m, human36m_m, vertices_m = np.split(points[0].double().numpy(), (len(COCO19), first))
+        image, fragments = self._picture(placed[first:], vertices_m, rng)
         return Shot(
             image=image,
             joints_px=placed[: len(COCO17), :2],
             occluded=occluded(placed[: len(COCO17)], fragments),
-            facing_deg=facing_deg(joints_m),
+            coco_m=coco_m,
+            human36m_m=human36m_m,
+            vertices_m=vertices_m,
+            pose_idx=int(index),
+            facing_deg=facing_deg(coco_m),
             tilted=bool(tilt.abs().sum() > 0),
         )
 
@@ -168,11 +193,11 @@ def occluded(joints: np.ndarray, fragments: Fragments) -> np.ndarray:
     `fragments` may be finer than the pixels. A joint is hidden if the surface there is nearer than its own cover.
     """
     height, width = fragments.depth.shape
-    cover_m = np.array([_COVER_M.get(name.rpartition("_")[2], _FACE_COVER_M) for name in COCO17.names])
+    covers_m = np.array([cover_m(name) for name in COCO17.names])
     column, row = (np.floor(joints[:, axis] * _SUPERSAMPLING).astype(int) for axis in (0, 1))
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     surface_m = fragments.depth[row.clip(0, height - 1), column.clip(0, width - 1)]
-    return inside & (joints[:, 2] - surface_m > cover_m)
+    return inside & (joints[:, 2] - surface_m > covers_m)
 
 
 def facing_deg(joints_m: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 evaluate.py --dataset pw3d --root 3DPW --split validation --out results     official folder, or records made of it
 evaluate.py --dataset poses --root POSES.npz                                exact and detector-like 2D joints
+evaluate.py --dataset poses --root POSES.npz --input detected               people drawn in pictures, and detected there
 evaluate.py --compare A/metrics.json B/metrics.json                         two runs, and the published table
 """
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 SYNTHETIC, FROM_RECORDS = ("poses", "prior"), ("pw3d", "records")
 INPUTS = {
     "gt": "exact: COCO joints regressed from the true mesh, projected; pelvis and neck half-way in the picture",
-    "detected": "as detected; confidence below 0.3 counts as not seen",
+    "detected": "as detected",
     "noisy": "exact joints with the noise of a detector",
 }
 
@@ -43,13 +44,22 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--split", help="split of the dataset (default for pw3d: validation)")
     p.add_argument("--records", type=Path, help="where an official dataset is converted to (default: in --out)")
     p.add_argument("--protocol", help="what is measured (default: pw3d-pose2mesh for pw3d, else human36m14)")
-    p.add_argument("--input", choices=tuple(INPUTS), nargs="+", help="2D joints (default: all that there are)")
+    p.add_argument(
+        "--input",
+        choices=tuple(INPUTS),
+        nargs="+",
+        help="2D joints (default: gt and noisy, or all that the records have)",
+    )
     p.add_argument("--keypoints", help="keypoint file for --input detected")
     p.add_argument("--body", help="SMPL model, .npz or .pkl (default: the free body that ships)")
     p.add_argument("--body-male", help="SMPL model for the truth of men in the records")
     p.add_argument("--body-female", help="the same for women")
     p.add_argument("--subjects", type=int, nargs="+", default=[], help="only these people of the pose file")
-    p.add_argument("--samples", type=int, help="draws (default 4096), or rows of the records, evenly spread (all)")
+    p.add_argument(
+        "--samples",
+        type=int,
+        help="draws (default 4096; 512 pictures, half a second each), or rows of the records, evenly spread (all)",
+    )
     p.add_argument("--smooth", choices=("one-euro", "savgol"), help="measure smoothed sequences as well")
     p.add_argument("--rate-hz", type=float, default=30.0, help="frame rate of the sequences, for one-euro")
     p.add_argument("--config", help="experiment whose cameras and noise are used (default: configs/evaluation.yaml)")
@@ -121,8 +131,6 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"--seed must not be negative, got {args.seed}")
     if args.samples is not None and args.samples < 1:
         raise InputError(f"--samples must be at least 1, got {args.samples}")
-    if args.dataset in SYNTHETIC and "detected" in (args.input or ()):
-        raise InputError(f"--dataset {args.dataset} has no pictures to detect in: take --input gt or noisy")
     if args.dataset in SYNTHETIC and args.smooth:
         raise InputError("--smooth needs sequences: --dataset pw3d or records")
     if args.keypoints and "detected" not in (args.input or ("detected",)):
@@ -177,6 +185,7 @@ def _measure(
     device: torch.device,
 ) -> tuple[dict[str, Samples], dict[str, Scored], dict[str, Any]]:  # fmt: skip
     """The samples and the scores of each input, and the card of what was measured."""
+    from tools.evaluation_drawn import DrawnSamples
     from tools.evaluation_scores import score
     from tools.evaluation_sources import from_records, synthetic
 
@@ -195,6 +204,10 @@ def _measure(
         found, about = from_records(args, config, protocol, body, bodies, device)
         samples = dict(found)
         card |= about
+    for some in samples.values():
+        if isinstance(some, DrawnSamples):
+            card["not found by the detector, so not measured"] = some.not_found
+            print(f"note: the detector did not find {some.not_found} of {some.count} people", file=sys.stderr)
     if args.mirror:
         card["mesh"] = "mean of the results for the 2D pose and for its mirror image"
     columns = {}

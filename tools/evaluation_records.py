@@ -13,6 +13,7 @@ from torch import Tensor
 from data.draws import Draws, step_generator
 from data.keypoints import KeypointFile
 from data.noise import NoiseConfig, imitate_detector
+from data.occlusion import hidden_by_body
 from data.records import Records
 from data.synthesis import with_derived
 from mesh.body import Body
@@ -197,12 +198,12 @@ class RecordSamples:
             points, confidence = (
                 torch.from_numpy(a).to(self.settings.device) for a in (some.positions_px, some.confidence)
             )
-            return points, torch.where(confidence < MIN_CONFIDENCE, 0.0, confidence)
+            return points, confidence
         assert view is not None
         points, confidence = project_joints(coco_m[:, : len(COCO17)], view.intrinsics)
         if self.settings.input == "noisy":
             draws = Draws(len(rows), step_generator(self.settings.seed, number), device=self.settings.device)
-            points, seen = imitate_detector(points, self.settings.noise, draws)
+            points, seen = imitate_detector(points, hidden_by_body(coco_m), self.settings.noise, draws)
             confidence = torch.where(confidence > 0, seen, 0.0)
         return with_derived(points, confidence)
 

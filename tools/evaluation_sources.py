@@ -18,6 +18,7 @@ from data.synthesis import PoseSource
 from mesh.body import Body, load_body
 from mesh.errors import InputError
 from mesh.protocols import Protocol
+from tools.evaluation_drawn import DEFAULT_COUNT, DrawnSamples, drawn_samples
 from tools.evaluation_records import GENDERS, Input, RecordSamples, RecordSettings
 from tools.evaluation_samples import SyntheticSamples, synthetic_samples
 from tools.experiment import ExperimentConfig, pose_source
@@ -25,13 +26,16 @@ from tools.experiment import ExperimentConfig, pose_source
 
 def synthetic(
     args: argparse.Namespace, config: ExperimentConfig, name: str, body: Body, device: torch.device
-) -> SyntheticSamples:
-    """Draws with exact or detector-like 2D joints."""
+) -> SyntheticSamples | DrawnSamples:
+    """Draws with exact or detector-like 2D joints, or with those of the detector in drawn pictures."""
     source: PoseSource
     if args.dataset == "poses":
         source = read_poses(args.root, subjects=tuple(args.subjects))
     else:
         source = pose_source(replace(config.poses, source="prior"), validation=True)
+    if name == "detected":
+        count = args.samples or DEFAULT_COUNT
+        return drawn_samples(source, body, config.synthesis, count=count, seed=args.seed, device=device)
     return synthetic_samples(
         source, body, config.synthesis, clean=name == "gt", count=args.samples or 4096, seed=args.seed, device=device
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from data.detection import Detector
     from data.synthesis import PoseSource
     from tools.detector_errors import Measurements
-    from tools.detector_pictures import Backdrop, PictureMaker
+    from tools.detector_pictures import PictureMaker
 
 _EXAMPLE = """examples:
   python tools/measure_detector.py --out detector
@@ -27,7 +27,6 @@ writes measurements.npz, report.json, report.md and contact_sheet.png. The bodie
 the figures say about photos is for you to judge; look at the contact sheet."""
 _SIDE_PX = 512  # of the pictures; the detector looks at a person at 256
 _SHEET_COLUMNS, _SHEET_ROWS, _SHEET_SIDE_PX = 6, 4, 256
-_SAMPLES = ("park.jpg", "balance.jpg")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,14 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mesh.body import load_body
     from mesh.errors import require
     from tools.detector_errors import figures, imitated
-    from tools.detector_pictures import PictureMaker
+    from tools.detector_pictures import PictureMaker, photo_backdrops
 
     require(args.count >= 1, f"--count must be at least 1, got {args.count}")
     require(args.seed >= 0, f"--seed must not be negative, got {args.seed}")
     require(not args.out.exists() or args.out.is_dir(), f"--out {args.out} is a file; name a folder")
     torch.set_num_threads(1)
     detector = Detector()
-    backdrops = _backdrops(args.backgrounds, detector)
+    backdrops = photo_backdrops(args.backgrounds, detector)
     maker = PictureMaker(_poses(args.poses), load_body(), SynthesisConfig(), backdrops=backdrops, side_px=_SIDE_PX)
     measured, sheet = measure(maker, detector, count=args.count, seed=args.seed)
     columns = {"detector": figures(measured)}
@@ -125,25 +124,6 @@ def _poses(path: str | None) -> PoseSource:
     from data.prior import load_pose_prior
 
     return load_pose_prior() if path is None else read_poses(path)
-
-
-def _backdrops(given: Sequence[Path] | None, detector: Detector) -> list[Backdrop]:
-    """The photos, with the places of the people in them."""
-    import numpy as np
-
-    from data.images import find_images, read_image
-    from tools.detector_pictures import Backdrop
-
-    folder = Path(__file__).parents[1] / "data" / "samples"
-    inputs = [folder / name for name in _SAMPLES] if given is None else given
-    paths = [path for entry in inputs for path in (find_images(entry) if entry.is_dir() else [entry])]
-    backdrops = []
-    for path in paths:
-        image = read_image(path)
-        joints_px = detector.detect(image, tiles=True).positions_px
-        boxes = np.concatenate((joints_px.min(1), joints_px.max(1)), axis=1) if len(joints_px) else np.empty((0, 4))
-        backdrops.append(Backdrop(image=image, people_px=boxes))
-    return backdrops
 
 
 def _write(

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from gcn.features import Normalisation, pose_features
 from gcn.layers.soft_argmax import soft_argmax_confidence
 from mesh.errors import require
-from mesh.joints import MIN_CONFIDENCE
 
 Freeze = Literal["all", "part", "none"]
 
@@ -23,15 +22,15 @@ class Stacked(nn.Module):
     all but its last child module; "none". What is frozen receives no gradients and stays in evaluation mode under
     `train()`, so its batch statistics do not move either.
 
-    The confidence of a joint is the concentration of its map. As elsewhere, one below `min_confidence` counts as not
-    seen: no gradient reaches that map, so a 2D network that has not learned yet needs `min_confidence=0`. No gradient
-    passes through the confidence, which is evidence and nothing to be optimised for the lifter's sake.
+    The confidence of a joint is the concentration of its map. One below `min_confidence` counts as not seen: no
+    gradient reaches that map, so a 2D network that has not learned yet needs 0. No gradient passes through the
+    confidence, which is evidence and nothing to be optimised for the lifter's sake.
     """
 
     def __init__(
         self, network_2d: nn.Module, lifter: nn.Module, *, freeze: Freeze = "all",
         normalisation: Normalisation = "isotropic", with_confidence: bool = True, temperature: float = 1.0,
-        min_confidence: float = MIN_CONFIDENCE,
+        min_confidence: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         require(freeze in get_args(Freeze), f"freeze must be one of {', '.join(get_args(Freeze))}, got {freeze!r}")

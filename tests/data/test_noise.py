@@ -10,13 +10,17 @@ from data.draws import Draws
 from data.noise import NoiseConfig, add_noise, imitate_detector, person_size
 from data.noise_coco import COCO_SIGMAS, coco_error
 from data.noise_human36m import human36m_error
+from data.occlusion import hidden_by_body
 from mesh.errors import InputError
 from mesh.joints import COCO17
 
 QUIET = NoiseConfig(
-    clean=0, face_jitter=0, joint_spread=0, outlier=0, definition_shift=0, hip_rise=0, definition_width=0, drop_joint=0,
-    drop_limb=0, drop_face_side=0, cut_off=0,
+    clean=0, face_jitter=0, doubt=0, hidden_jitter=1, joint_spread=0, outlier=0, definition_shift=0, hip_rise=0,
+    definition_width=0, drop_joint=0, drop_limb=0, drop_face_side=0, drop_doubtful=0, cut_off=0,
 )  # fmt: skip
+ARMS = list(COCO17.indices([n for n in COCO17.names if n.endswith(("elbow", "wrist"))]))
+BEHIND = torch.zeros(4000, 17, 3)
+REST = [joint for joint in range(5, 17) if joint not in ARMS]
 
 
 @pytest.fixture
@@ -24,8 +28,17 @@ def people(generator: torch.Generator) -> torch.Tensor:
     return torch.randn(4000, 17, 2, generator=generator) * torch.tensor([60.0, 200]) + 500
 
 
-def detected(people: torch.Tensor, config: NoiseConfig, generator: Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    return imitate_detector(people, config, Draws(len(people), generator))
+def detected(
+    people: torch.Tensor, config: NoiseConfig, generator: Generator, hidden: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    behind = torch.full(people.shape[:2], hidden)
+    return imitate_detector(people, behind, config, Draws(len(people), generator))
+
+
+def errors(people: torch.Tensor, config: NoiseConfig, hidden: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """In COCO sigmas, and with which confidence."""
+    noisy, confidence = detected(people, config, Generator().manual_seed(5), hidden)
+    return (noisy - people).norm(dim=-1) / person_size(people)[:, None] / torch.tensor(COCO_SIGMAS), confidence
 
 
 def test_exact_samples_stay_exact_with_full_confidence(people, generator) -> None:
@@ -43,15 +56,14 @@ def test_jitter_has_the_stated_size_per_joint(people, generator) -> None:
     noisy, _ = detected(people, config, generator)
     spread = ((noisy - people) / person_size(people)[:, None, None]).std((0, 2))
     expected = torch.tensor([0.9] * 5 + [0.5] * 12) * torch.tensor(COCO_SIGMAS)
+    expected[ARMS] *= 1.25
     torch.testing.assert_close(spread, expected, rtol=0.05, atol=0)
 
 
 def test_people_and_the_joints_of_one_differ_in_their_jitter_as_stated(people, generator) -> None:
     def log_variances(**setting: float) -> tuple[float, float]:
         """Of the log error in sigmas: within a person, and between people beyond what that brings about."""
-        noisy, _ = detected(people, replace(QUIET, jitter=0.3, **setting), generator)
-        error = (noisy - people)[:, 5:].norm(dim=-1) / person_size(people)[:, None]
-        log = (error / torch.tensor(COCO_SIGMAS[5:])).log()
+        log = errors(people, replace(QUIET, jitter=0.3, **setting))[0][:, REST].log()
         within = log.var(1).mean()
         return within.item(), (log.mean(1).var() - within / log.shape[1]).item()
 
@@ -121,12 +133,57 @@ def test_the_hips_alone_rise_towards_the_shoulders(people, generator) -> None:
     assert moved.abs().max() < 1e-3
 
 
-def test_confidence_falls_with_error_and_stays_above_the_threshold(people, generator) -> None:
-    noisy, confidence = detected(people, replace(QUIET, outlier=0.3), generator)
-    error = (noisy - people).norm(dim=-1)
-    far = error > error.quantile(0.9)
-    assert confidence[far].mean() < confidence[~far].mean() - 0.1
-    assert confidence.min() >= 0.3 - 1e-6 and confidence.max() <= 1
+def test_errors_along_a_limb_are_correlated_and_others_not(people, generator) -> None:
+    noisy, _ = detected(people, replace(QUIET, jitter=0.3, jitter_spread=0.0), generator)
+    moved = ((noisy - people) / person_size(people)[:, None, None])[..., 0]
+    correlation = torch.corrcoef(moved[:, 5:].T)
+    pairs = [(COCO17.index(f"{s}_{a}") - 5, COCO17.index(f"{s}_{b}") - 5) for s in ("left", "right")
+             for a, b in (("elbow", "wrist"), ("knee", "ankle"))]  # fmt: skip
+    for upper, lower in pairs:
+        assert correlation[upper, lower].item() == pytest.approx(0.4, abs=0.06)
+        correlation[upper, lower] = correlation[lower, upper] = 0
+    assert (correlation - torch.eye(12)).abs().max() < 0.08
+
+
+def test_hidden_limbs_are_reported_with_doubt_and_the_rest_as_sure(people) -> None:
+    (_, in_view), (_, hidden) = errors(people, QUIET), errors(people, QUIET, hidden=True)
+    wrist, knee, ear = COCO17.indices(("left_wrist", "left_knee", "left_ear"))
+    # What BlazePose reported of rendered people: medians of wrists and knees, in view and hidden.
+    assert in_view.median(0).values[[wrist, knee]].tolist() == pytest.approx([0.95, 0.965], abs=0.01)
+    assert hidden.median(0).values[[wrist, knee]].tolist() == pytest.approx([0.1, 0.5], abs=0.04)
+    assert (hidden[:, ear] > 0.9).float().mean() > 0.97 and (in_view[:, ear] > 0.9).float().mean() > 0.97
+
+
+def test_errors_grow_as_confidence_falls(people) -> None:
+    config = replace(QUIET, jitter=0.2, doubt=0.36, jitter_spread=0.0)
+    error, confidence = errors(people, config)
+    wrist = COCO17.index("left_wrist")
+    by_doubt = [
+        error[:, wrist][(confidence[:, wrist] >= low) & (confidence[:, wrist] < high)].median().item()
+        for low, high in ((0.95, 1.01), (0.6, 0.9), (0.3, 0.6), (0.0, 0.3))
+    ]
+    assert by_doubt == sorted(by_doubt) and by_doubt[-1] > 3 * by_doubt[0]
+    sure = errors(people, replace(config, doubt=0.0))[0]
+    assert sure[:, wrist].median() < by_doubt[0]
+
+
+def test_a_hidden_face_or_shoulder_is_worse_by_its_factor_and_hidden_legs_by_theirs(people) -> None:
+    config = replace(QUIET, jitter=0.2, face_jitter=0.8, hidden_jitter=2.0, jitter_spread=0.0)
+    ratio = errors(people, config, hidden=True)[0].mean(0) / errors(people, config)[0].mean(0)
+    legs = [joint for joint, name in enumerate(COCO17.names) if name.endswith(("knee", "ankle"))]
+    expected = torch.full((17,), 2.0)
+    expected[ARMS], expected[legs] = 1.0, 1.35
+    torch.testing.assert_close(ratio, expected, rtol=0.01, atol=0)
+
+
+def test_doubtful_joints_are_dropped_in_as_many_people_as_stated(people) -> None:
+    _, confidence = errors(people, replace(QUIET, drop_doubtful=0.3), hidden=True)
+    _, all_kept = errors(people, QUIET, hidden=True)
+    dropped = confidence == 0
+    assert (all_kept[dropped] < 0.3).all() and torch.equal(confidence[~dropped], all_kept[~dropped])
+    doubtful = (all_kept < 0.3).any(1)
+    assert dropped.any(1)[doubtful].float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(dropped[dropped.any(1)], (all_kept < 0.3)[dropped.any(1)])
 
 
 def test_the_same_generator_gives_the_same_noise_and_the_global_one_is_untouched(people) -> None:
@@ -139,7 +196,7 @@ def test_the_same_generator_gives_the_same_noise_and_the_global_one_is_untouched
 def test_the_noise_of_a_person_does_not_depend_on_how_the_batch_is_split(people) -> None:
     def piece(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         draws = Draws(len(people), Generator().manual_seed(5), rows)
-        return imitate_detector(people[rows], NoiseConfig(clean=0.2, cut_off=0.5), draws)
+        return imitate_detector(people[rows], people[rows, :, 0] > 500, NoiseConfig(clean=0.2, cut_off=0.5), draws)
 
     (noisy, confidence), *parts = piece(slice(0, 4000)), piece(slice(0, 1501)), piece(slice(1501, 4000))
     torch.testing.assert_close(torch.cat([part[0] for part in parts]), noisy, rtol=0, atol=1e-3)
@@ -178,7 +235,7 @@ def test_exact_samples_keep_their_sides(people, generator) -> None:
 def test_a_published_model_moves_the_joints_of_unclean_samples_and_hides_none(people, model: str, alone) -> None:
     def run(clean: float) -> tuple[torch.Tensor, torch.Tensor]:
         draws = Draws(len(people), Generator().manual_seed(5))
-        return add_noise(people, NoiseConfig(model=model, clean=clean), draws)
+        return add_noise(people, BEHIND, NoiseConfig(model=model, clean=clean), draws)
 
     (noisy, confidence), (some, _) = run(0.0), run(0.4)
     assert torch.equal(noisy, alone(people, Draws(len(people), Generator().manual_seed(5))))
@@ -188,16 +245,18 @@ def test_a_published_model_moves_the_joints_of_unclean_samples_and_hides_none(pe
     assert torch.equal(some[~clean], noisy[~clean]) and torch.equal(run(1.0)[0], people)
 
 
-def test_the_detector_is_the_default_model(people) -> None:
-    runs = [
-        f(people, NoiseConfig(), Draws(len(people), Generator().manual_seed(5))) for f in (add_noise, imitate_detector)
-    ]
-    assert all(torch.equal(a, b) for a, b in zip(*runs))
+def test_the_detector_is_the_default_model_and_sees_what_the_body_hides(people) -> None:
+    joints_m = torch.randn(len(people), 19, 3, generator=Generator().manual_seed(3)) * 0.3
+    hidden = hidden_by_body(joints_m)
+    assert hidden.any() and not hidden.all()
+    draws = [Draws(len(people), Generator().manual_seed(5)) for _ in range(2)]
+    ours = add_noise(people, joints_m, NoiseConfig(), draws[0])
+    assert all(torch.equal(a, b) for a, b in zip(ours, imitate_detector(people, hidden, NoiseConfig(), draws[1])))
 
 
 def test_no_model_leaves_every_sample_exact_and_draws_nothing(people, generator) -> None:
     before = generator.get_state()
-    noisy, confidence = add_noise(people, NoiseConfig(model="none", clean=0.0), Draws(len(people), generator))
+    noisy, confidence = add_noise(people, BEHIND, NoiseConfig(model="none", clean=0.0), Draws(len(people), generator))
     assert torch.equal(noisy, people) and (confidence == 1).all()
     assert torch.equal(before, generator.get_state())
 

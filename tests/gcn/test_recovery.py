@@ -93,6 +93,19 @@ def test_the_spread_is_what_the_mirror_image_disagrees_by_and_flags_the_unsure(r
     assert [unsure.flags(k) for k in range(3)] == [[], ["unsure"], []]
 
 
+def test_a_guessed_joint_is_used_and_an_unknown_one_is_not(recovery: MeshRecovery) -> None:
+    wrist = COCO17.index("left_wrist")
+
+    def vertices(confidence: float, shift_px: float) -> np.ndarray:
+        keypoints = people(1)
+        keypoints.confidence[0, wrist] = confidence
+        keypoints.positions_px[0, wrist] += shift_px
+        return recovery.recover(keypoints).vertices
+
+    assert np.abs(vertices(MIN_CONFIDENCE / 3, 30.0) - vertices(MIN_CONFIDENCE / 3, 0.0)).max() > 1e-3
+    np.testing.assert_array_equal(vertices(0.0, 30.0), vertices(0.0, 0.0))
+
+
 def judge_for(recovery: MeshRecovery) -> ErrorNet:
     torch.manual_seed(1)
     return build_uncertainty(recovery.model.config)
@@ -105,7 +118,6 @@ def test_expected_errors_are_those_of_the_network_on_both_looks(recovery: MeshRe
     found = MeshRecovery(recovery.model, labeling, BODY, uncertainty=judge).recover(keypoints, batch_size=2)
     coco = keypoints.to(COCO19)
     positions, confidence = torch.from_numpy(coco.positions_px), torch.from_numpy(coco.confidence)
-    confidence = torch.where(confidence < MIN_CONFIDENCE, 0.0, confidence)
     with torch.inference_mode():
         (seen, _), (mirrored, _) = MirrorAveraged(recovery.model, BODY).looks(positions, confidence)
         expected = judge(recovery.model.config.features(positions, confidence), seen, mirrored).numpy()

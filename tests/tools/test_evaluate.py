@@ -368,7 +368,6 @@ def test_what_is_no_report_is_not_compared(tmp_path: Path, text: str) -> None:
         (("--dataset", "records", "--root", "{records}", "--protocol", "pw3d"), "did you mean 'pw3d-"),
         (("--dataset", "records", "--root", "{records}", "--protocol", "human36m-p1"), "has smpl24; choose a protocol"),
         (("--dataset", "records", "--root", "{records}", "--vis", "2"), "--vis N needs --out DIR"),
-        (("--dataset", "prior", "--input", "detected"), "no pictures to detect in"),
         (("--dataset", "prior", "--smooth", "savgol"), "--smooth needs sequences"),
         (("--dataset", "prior", "--samples", "0"), "--samples must be at least 1"),
         (("--dataset", "prior", "--input", "gt", "--keypoints", "x.json"), "is the 2D input of --input detected"),

@@ -22,6 +22,10 @@ def shot(number: int) -> Shot:
         occluded=np.zeros(17, bool),
         facing_deg=10.0,
         tilted=False,
+        coco_m=np.zeros((19, 3)),
+        human36m_m=np.zeros((17, 3)),
+        vertices_m=np.zeros((4, 3)),
+        pose_idx=number,
     )
 
 
