@@ -38,6 +38,10 @@ class Roi:
         """Pixels -> crop coordinates. (..., 2)"""
         return (points_px - self.centre_px) @ self._turn() / self.side_px + 0.5
 
+    def to_camera(self, points_m: np.ndarray) -> np.ndarray:
+        """3D points as seen in the crop, turned as they are in the picture. (..., 3)"""
+        return np.concatenate((points_m[..., :2] @ self._turn().T, points_m[..., 2:]), axis=-1)
+
     def scaled(self, factor: float) -> Roi:
         """The same place in the picture resized by `factor`."""
         return Roi(self.centre_px * factor, self.side_px * factor, self.angle_rad)

@@ -50,12 +50,14 @@ _JOINT_SPREAD = 0.2  # twice COCO's typical joint sigma, in body sizes
 class Person:
     """One person found: `positions_px` (33, 2), `confidence` (33,), and how far to trust it.
 
-    `score` is the network's belief that `roi` shows a person, `steadiness` the similarity of the joints to those
-    from a slightly different crop: both in [0, 1].
+    `world_m` (33, 3) is the detector's own guess in 3D: metres, camera frame, relative to the middle of the hips.
+    `score` is the network's belief that `roi` shows a person, `steadiness` the similarity of the joints to those from a
+    slightly different crop: both in [0, 1].
     """
 
     positions_px: np.ndarray
     confidence: np.ndarray
+    world_m: np.ndarray
     score: float
     steadiness: float
     roi: Roi
@@ -148,23 +150,24 @@ class Detector:
 
     def _person(self, image: np.ndarray, roi: Roi) -> Person:
         """Two looks: the joints in `roi` give a better crop, which the person is read from."""
-        first, _, _ = self._look(image, roi)
+        first, _, _, _ = self._look(image, roi)
         roi = roi_of_body(first[NUM_LANDMARKS], first[NUM_LANDMARKS + 1])
-        second, confidence, score = self._look(image, roi)
+        second, world_m, confidence, score = self._look(image, roi)
         joints_px = second[:NUM_LANDMARKS]
         return Person(
             positions_px=joints_px,
             confidence=np.where(_is_inside(joints_px, image, _BORDER), confidence[:NUM_LANDMARKS], 0),
+            world_m=world_m[:NUM_LANDMARKS],
             score=score,
             steadiness=pose_similarity(first[:NUM_LANDMARKS], joints_px),
             roi=roi,
         )
 
-    def _look(self, image: np.ndarray, roi: Roi) -> tuple[np.ndarray, np.ndarray, float]:
-        """Landmarks (39, 2) in pixels, their confidence (39,) and the pose score."""
-        raw, pose_score, _mask, heat_maps, _world = self._landmarks(crop(image, roi, LANDMARK_SIDE))
+    def _look(self, image: np.ndarray, roi: Roi) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Landmarks (39, 2) in pixels, (39, 3) in metres, their confidence (39,) and the pose score."""
+        raw, pose_score, _mask, heat_maps, world = self._landmarks(crop(image, roi, LANDMARK_SIDE))
         points, confidence = decode_landmarks(raw, heat_maps)
-        return roi.to_image(points), confidence, float(pose_score[0])
+        return roi.to_image(points), roi.to_camera(world.reshape(-1, 3)), confidence, float(pose_score[0])
 
 
 class _Network:

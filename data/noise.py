@@ -51,11 +51,15 @@ _KIND = tuple(name.rpartition("_")[2] for name in COCO17.names)
 _ARM_JOINTS = [joint for joint, kind in enumerate(_KIND) if kind in ("elbow", "wrist")]
 _LIMB_JOINTS = [kind in _LOG_ODDS for kind in _KIND]
 _ARMS_WORSE, _HIDDEN_LEGS_WORSE = 1.25, 1.35  # factors of the error, beyond what the doubt says
-_CHAIN = 0.4  # correlation of the errors along a limb
-_CHAINS = tuple(
-    COCO17.indices((f"{side}_{upper}", f"{side}_{lower}"))
-    for side in ("left", "right")
-    for upper, lower in (("elbow", "wrist"), ("knee", "ankle"))
+# Correlated errors: each second joint takes this share of the first one's, whose own is the rest.
+_CHAIN, _EYES = 0.5, 0.9
+_CHAINS: tuple[tuple[int, int, float], ...] = (
+    *(
+        (COCO17.index(f"{side}_{upper}"), COCO17.index(f"{side}_{lower}"), _CHAIN)
+        for side in ("left", "right")
+        for upper, lower in (("shoulder", "elbow"), ("elbow", "wrist"), ("hip", "knee"), ("knee", "ankle"))
+    ),
+    *((COCO17.index("nose"), COCO17.index(eye), _EYES) for eye in ("left_eye", "right_eye")),
 )
 
 # Order of the joints where left and right are taken for each other: everywhere, or in the arms below the shoulders.
@@ -189,10 +193,10 @@ def _jitter_sd(log_odds: Tensor, hidden: Tensor, config: NoiseConfig, draws: Dra
 
 
 def _directions(draws: Draws) -> Tensor:
-    """Standard normal errors (B, 17, 2), correlated along the limbs."""
+    """Standard normal errors (B, 17, 2), correlated along the limbs and in the face."""
     normal = draws.randn(len(COCO17), 2)
-    for upper, lower in _CHAINS:
-        normal[:, lower] = _CHAIN * normal[:, upper] + (1 - _CHAIN**2) ** 0.5 * normal[:, lower]
+    for first, second, share in _CHAINS:
+        normal[:, second] = share * normal[:, first] + (1 - share**2) ** 0.5 * normal[:, second]
     return normal
 
 

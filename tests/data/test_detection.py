@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,6 +19,7 @@ from data.blazepose import Candidates, Roi, anchors, crop, decode_detections, me
 from data.detection import Detector, Person, pose_similarity, tile_rois
 from data.detector_files import detector_paths
 from data.images import read_image
+from mesh.camera import apply_weak_perspective, fit_weak_perspective
 from mesh.errors import InputError
 from mesh.joints import BLAZEPOSE33, COCO17, Keypoints
 
@@ -208,6 +210,7 @@ def person(offset: float, *, scale: float = 1.0, score: float = 1.0, steadiness:
     return Person(
         positions_px=joints,
         confidence=np.ones(33),
+        world_m=np.zeros((33, 3)),
         score=score,
         steadiness=steadiness,
         roi=Roi(np.zeros(2), 1),
@@ -356,6 +359,21 @@ def test_a_picture_of_twice_the_size_gives_the_same_people(detector: Detector) -
 
 
 @pytest.mark.assets
+@pytest.mark.parametrize("quarter_turns", [0, 1, 3])
+def test_the_detector_s_own_3d_joints_lie_over_the_2d_ones_however_the_picture_is_turned(
+    detector: Detector, quarter_turns: int
+) -> None:
+    jumper = np.rot90(read_image(SAMPLES / "park.jpg")[:400, 300:600], quarter_turns)
+    person = detector.people(np.ascontiguousarray(jumper))[0]
+    seen = list(BLAZEPOSE33.indices(("left_shoulder", "right_shoulder", "left_hip", "right_hip", "left_knee", "nose")))
+    points, world = (torch.from_numpy(a[seen])[None].double() for a in (person.positions_px, person.world_m))
+    camera = fit_weak_perspective(world, points, torch.ones(1, len(seen), dtype=torch.float64))
+    placed = apply_weak_perspective(world, camera)[0, :, :2]
+    assert (placed - points[0]).norm(dim=-1).mean() < 0.1 * person.size_px
+    assert np.abs(person.world_m[list(BLAZEPOSE33.indices(("left_hip", "right_hip")))].mean(0)).max() < 0.02
+
+
+@pytest.mark.assets
 def test_joints_outside_of_the_picture_have_no_confidence(detector: Detector) -> None:
     jumper = read_image(SAMPLES / "park.jpg")[:260, 300:600]  # cut at the knees
     keypoints = detector.detect(jumper)
@@ -369,7 +387,7 @@ def test_joints_at_the_border_have_no_confidence(monkeypatch) -> None:
     points = np.stack((np.linspace(0, 100, 39), np.linspace(0, 400, 39)), axis=1) + 50
     points[:3, 0] = np.array([496, 493, 491])
     points[3:6, 0] = np.array([400, 399, 398])
-    look = (points, np.ones(39, np.float32), 1.0)
+    look = (points, np.zeros((39, 3)), np.ones(39, np.float32), 1.0)
     monkeypatch.setattr(Detector, "_look", lambda self, image, roi: look)
     person = object.__new__(Detector)._person(np.zeros((500, 500, 3), np.uint8), Roi(np.array([250.0, 250.0]), 500.0))
     size = np.sqrt(np.ptp(points[:33], axis=0).prod())

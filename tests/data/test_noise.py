@@ -133,16 +133,22 @@ def test_the_hips_alone_rise_towards_the_shoulders(people, generator) -> None:
     assert moved.abs().max() < 1e-3
 
 
-def test_errors_along_a_limb_are_correlated_and_others_not(people, generator) -> None:
-    noisy, _ = detected(people, replace(QUIET, jitter=0.3, jitter_spread=0.0), generator)
+def test_errors_along_a_limb_and_in_the_face_are_correlated_and_others_not(people, generator) -> None:
+    noisy, _ = detected(people, replace(QUIET, jitter=0.3, face_jitter=0.3, jitter_spread=0.0), generator)
     moved = ((noisy - people) / person_size(people)[:, None, None])[..., 0]
-    correlation = torch.corrcoef(moved[:, 5:].T)
-    pairs = [(COCO17.index(f"{s}_{a}") - 5, COCO17.index(f"{s}_{b}") - 5) for s in ("left", "right")
-             for a, b in (("elbow", "wrist"), ("knee", "ankle"))]  # fmt: skip
-    for upper, lower in pairs:
-        assert correlation[upper, lower].item() == pytest.approx(0.4, abs=0.06)
-        correlation[upper, lower] = correlation[lower, upper] = 0
-    assert (correlation - torch.eye(12)).abs().max() < 0.08
+    correlation = torch.corrcoef(moved.T)
+
+    def between(first: str, second: str) -> float:
+        return correlation[COCO17.index(first), COCO17.index(second)].item()
+
+    for side in ("left", "right"):
+        for upper, lower in (("shoulder", "elbow"), ("elbow", "wrist"), ("hip", "knee"), ("knee", "ankle")):
+            assert between(f"{side}_{upper}", f"{side}_{lower}") == pytest.approx(0.5, abs=0.06)
+        assert between("nose", f"{side}_eye") == pytest.approx(0.9, abs=0.03)
+        assert between(f"{side}_shoulder", f"{side}_wrist") == pytest.approx(0.25, abs=0.06)
+    assert between("left_eye", "right_eye") == pytest.approx(0.81, abs=0.04)
+    apart = [("left_elbow", "right_elbow"), ("left_ankle", "left_wrist"), ("left_ear", "nose"), ("left_hip", "nose")]
+    assert all(abs(between(*pair)) < 0.06 for pair in apart)
 
 
 def test_hidden_limbs_are_reported_with_doubt_and_the_rest_as_sure(people) -> None:
