@@ -24,6 +24,7 @@ _SHOULDERS = list(COCO17.indices(("left_shoulder", "right_shoulder")))
 _IN_BLAZEPOSE = list(BLAZEPOSE33.indices(COCO17.names))
 _FACING_WRONG_RAD = np.pi / 2
 _SHEET_EACH, _SHEET_HEIGHT_PX = 4, 420
+_SHEET_REACH = 0.7  # of a person's longer side, around the middle
 INPUTS = {
     "as detected": "the person as the detector saw them in this one view, which is what recover does with a photo",
     "sides put right": "the same with left and right as all cameras agree",
@@ -199,7 +200,11 @@ def _tile(moments: Sequence[Sequence[Path]], one: Shown, faces: np.ndarray) -> n
     from PIL import Image
 
     image = read_image(moments[one.moment][one.view])
-    joints = draw_keypoints(image, one.keypoints)
-    pair = side_by_side([joints, draw_overlay(image, [one.vertices_px], faces)])
-    width = round(pair.shape[1] * _SHEET_HEIGHT_PX / pair.shape[0])
-    return np.asarray(Image.fromarray(pair).resize((width, _SHEET_HEIGHT_PX), Image.Resampling.LANCZOS))
+    pair = [draw_keypoints(image, one.keypoints), draw_overlay(image, [one.vertices_px], faces)]
+    points = one.keypoints.positions_px[0]
+    middle, reach = (points.min(0) + points.max(0)) / 2, _SHEET_REACH * np.ptp(points, axis=0).max()
+    left, top = np.maximum(middle - reach, 0).astype(int)
+    right, bottom = np.ceil(middle + reach).astype(int)
+    tile = side_by_side([picture[top:bottom, left:right] for picture in pair])
+    width = round(tile.shape[1] * _SHEET_HEIGHT_PX / tile.shape[0])
+    return np.asarray(Image.fromarray(tile).resize((width, _SHEET_HEIGHT_PX), Image.Resampling.LANCZOS))
