@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ _SAME_PLACE = 0.7  # share of the smaller one's box that lies in the other's, of
 # A joint so near the border, in person sizes, is as a rule one that was cut off: on rendered people this takes back
 # 4 in 10 of those and 0.6 % of the true ones.
 _BORDER = 0.04
+_SAME_JOINT = 0.15  # person sizes between two looks at one joint
 _JOINT_SPREAD = 0.2  # twice COCO's typical joint sigma, in body sizes
 
 
@@ -122,15 +123,18 @@ class Detector:
         if (doubtful or not near) if tiles is None else tiles:
             people += _clear_of(people, self._in_tiles(image))
         people += _clear_of(people, doubtful)
-        return people[:max_people]
+        return [self._also_in_mirror(image, person) for person in people[:max_people]]
 
     def _in_tiles(self, image: np.ndarray) -> list[Person]:
         """Who is seen well and almost whole in parts of the picture."""
-        finds = self._finds(image, tile_rois(image.shape[1], image.shape[0]), _MIN_SCORE_TILE)
+        size_px = (image.shape[1], image.shape[0])
+        finds = self._finds(image, tile_rois(*size_px), _MIN_SCORE_TILE)
         return [
             find
             for find in finds
-            if find.is_plausible and find.is_steady and _is_inside(find.positions_px, image).mean() >= _MIN_INSIDE_TILE
+            if find.is_plausible
+            and find.is_steady
+            and _is_inside(find.positions_px, size_px).mean() >= _MIN_INSIDE_TILE
         ]
 
     def _finds(self, image: np.ndarray, rois: Sequence[Roi], min_score: float) -> list[Person]:
@@ -153,15 +157,27 @@ class Detector:
         first, _, _, _ = self._look(image, roi)
         roi = roi_of_body(first[NUM_LANDMARKS], first[NUM_LANDMARKS + 1])
         second, world_m, confidence, score = self._look(image, roi)
-        joints_px = second[:NUM_LANDMARKS]
+        joints_px, size_px = second[:NUM_LANDMARKS], (image.shape[1], image.shape[0])
         return Person(
             positions_px=joints_px,
-            confidence=np.where(_is_inside(joints_px, image, _BORDER), confidence[:NUM_LANDMARKS], 0),
+            confidence=np.where(_is_inside(joints_px, size_px, _BORDER), confidence[:NUM_LANDMARKS], 0),
             world_m=world_m[:NUM_LANDMARKS],
             score=score,
             steadiness=pose_similarity(first[:NUM_LANDMARKS], joints_px),
             roi=roi,
         )
+
+    def _also_in_mirror(self, image: np.ndarray, person: Person) -> Person:
+        """A third look, at the mirrored crop, merged with the second."""
+        return merge_looks(person, *self._look_mirrored(image, person.roi), (image.shape[1], image.shape[0]))
+
+    def _look_mirrored(self, image: np.ndarray, roi: Roi) -> tuple[np.ndarray, np.ndarray]:
+        """Joints (33, 2) in pixels of the picture and their confidence (33,), found in the mirrored crop."""
+        mirrored = np.ascontiguousarray(crop(image, roi, LANDMARK_SIDE)[:, ::-1])
+        raw, _pose_score, _mask, heat_maps, _world = self._landmarks(mirrored)
+        points, confidence = decode_landmarks(raw, heat_maps)
+        order = list(BLAZEPOSE33.flip_permutation)
+        return roi.to_image((points * (-1, 1) + (1, 0))[order]), confidence[order]
 
     def _look(self, image: np.ndarray, roi: Roi) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """Landmarks (39, 2) in pixels, (39, 3) in metres, their confidence (39,) and the pose score."""
@@ -185,6 +201,25 @@ class _Network:
         self._interpreter.set_tensor(self._input, sample[None])
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(output)[0] for output in self._outputs]
+
+
+def merge_looks(person: Person, other_px: np.ndarray, confidence: np.ndarray, size_px: tuple[int, int]) -> Person:
+    """The person with the joints (33, 2), (33,) of another look averaged in, in a picture of (width, height).
+
+    Where the looks see a joint in different places the surer one is believed; where the other look names all sides
+    differently, it is read the other way round. On rendered people this takes 5 % off the error of the 2D joints and
+    3 % off that of the 3D ones (docs/experiments.md).
+    """
+    swapped = list(BLAZEPOSE33.flip_permutation)
+    readings = ((other_px, confidence), (other_px[swapped], confidence[swapped]))
+    gaps = [np.linalg.norm(points_px - person.positions_px, axis=-1) for points_px, _ in readings]
+    nearer = int(gaps[1].mean() < gaps[0].mean())
+    points_px, sureness = readings[nearer]
+    is_apart = gaps[nearer] > _SAME_JOINT * np.sqrt(np.ptp(person.positions_px, axis=0).prod())
+    surer_px = np.where((sureness > person.confidence)[:, None], points_px, person.positions_px)
+    joints_px = np.where(is_apart[:, None], surer_px, (person.positions_px + points_px) / 2)
+    is_seen = (person.confidence > 0) & _is_inside(joints_px, size_px, _BORDER)
+    return replace(person, positions_px=joints_px, confidence=np.where(is_seen, (person.confidence + sureness) / 2, 0))
 
 
 def tile_rois(width: int, height: int) -> list[Roi]:
@@ -229,8 +264,7 @@ def _is_same(a: Person, b: Person) -> bool:
     return bool(within) or pose_similarity(a.positions_px, b.positions_px) >= _SAME_POSE
 
 
-def _is_inside(positions_px: np.ndarray, image: np.ndarray, border: float = 0.0) -> np.ndarray:
+def _is_inside(positions_px: np.ndarray, size_px: tuple[int, int], border: float = 0.0) -> np.ndarray:
     """Which joints of a person lie in the picture, away from its border by some share of the person's size."""
-    size = (image.shape[1], image.shape[0])
     margin = border * np.sqrt(np.ptp(positions_px, axis=0).prod())
-    return np.all((positions_px >= margin) & (positions_px <= np.subtract(size, margin)), axis=-1)
+    return np.all((positions_px >= margin) & (positions_px <= np.subtract(size_px, margin)), axis=-1)

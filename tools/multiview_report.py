@@ -26,7 +26,7 @@ _FACING_WRONG_RAD = np.pi / 2
 _SHEET_EACH, _SHEET_HEIGHT_PX = 4, 420
 _SHEET_REACH = 0.7  # of a person's longer side, around the middle
 INPUTS = {
-    "as detected": "the person as the detector saw them in this one view, which is what recover does with a photo",
+    "as detected": "as the detector saw the person in this one view, sides judged: what recover makes of a photo",
     "sides put right": "the same with left and right as all cameras agree",
     "exact": "the true joints, projected into the view",
     "the detector's own 3D": "BlazePose's world landmarks, no mesh",
@@ -59,7 +59,7 @@ def compare(recovery: MeshRecovery, views: Views, truth: Truth) -> tuple[dict[st
             if keypoints is None:
                 joints = views.world_m[measured, k][:, _IN_BLAZEPOSE]
             else:
-                found = recovery.recover(keypoints)
+                found = recovery.recover(keypoints, exchange=name == "as detected")
                 joints = regress(torch.from_numpy(found.vertices))[0].numpy()
             errors = _errors(joints, true_m)
             rows[name][camera.name] = _figures(errors)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data import blazepose
 from data.blazepose import Candidates, Roi, anchors, crop, decode_detections, merge_overlapping, refine, roi_of_body
-from data.detection import Detector, Person, pose_similarity, tile_rois
+from data.detection import Detector, Person, merge_looks, pose_similarity, tile_rois
 from data.detector_files import detector_paths
 from data.images import read_image
 from mesh.camera import apply_weak_perspective, fit_weak_perspective
@@ -217,11 +217,63 @@ def person(offset: float, *, scale: float = 1.0, score: float = 1.0, steadiness:
     )
 
 
+def test_two_looks_are_averaged_where_they_agree_and_the_surer_one_believed_where_not() -> None:
+    one = person(200.0, scale=3)
+    one.confidence[:] = 0.8
+    other_px, sureness = one.positions_px + np.array([4, -2]), np.full(33, 0.4)
+    size = np.sqrt(np.ptp(one.positions_px, axis=0).prod())
+    other_px[5] += 0.2 * size
+    other_px[6] += 0.2 * size
+    sureness[6] = 0.9
+    merged = merge_looks(one, other_px, sureness, (900, 900))
+    expected = one.positions_px + np.array([2, -1])
+    expected[5], expected[6] = one.positions_px[5], other_px[6]
+    np.testing.assert_allclose(merged.positions_px, expected)
+    np.testing.assert_allclose(merged.confidence, (0.8 + sureness) / 2)
+    assert merged.roi is one.roi and merged.score == one.score
+
+
+def test_a_look_that_names_the_sides_differently_is_read_the_other_way_round() -> None:
+    one, order = person(200.0, scale=3), list(BLAZEPOSE33.flip_permutation)
+    sureness = np.linspace(0.1, 0.9, 33)
+    merged = merge_looks(one, one.positions_px[order], sureness[order], (900, 900))
+    np.testing.assert_allclose(merged.positions_px, one.positions_px)
+    np.testing.assert_allclose(merged.confidence, (1 + sureness) / 2)
+
+
+def test_what_one_look_did_not_see_and_what_leaves_the_picture_stays_unseen() -> None:
+    one = person(200.0, scale=3)
+    one.confidence[3] = 0
+    other_px = one.positions_px.copy()
+    other_px[7] = (-20, 300)
+    one.positions_px[7] = (10, 300)
+    merged = merge_looks(one, other_px, np.ones(33), (900, 900))
+    assert merged.confidence[3] == 0 and merged.confidence[7] == 0 and (merged.confidence == 0).sum() == 2
+
+
+@pytest.mark.assets
+def test_the_mirrored_look_sees_what_a_look_at_the_mirrored_picture_sees(detector: Detector) -> None:
+    image = read_image(SAMPLES / "park.jpg")[:400, 300:600]
+    roi = detector.people(image)[0].roi
+    px, confidence = detector._look_mirrored(image, roi)
+    width = image.shape[1]
+    turned = Roi(np.array([width - roi.centre_px[0], roi.centre_px[1]]), roi.side_px, -roi.angle_rad)
+    points, _, sureness, _ = detector._look(np.ascontiguousarray(image[:, ::-1]), turned)
+    order = list(BLAZEPOSE33.flip_permutation)
+    expected = (points[:33] * (-1, 1) + (width, 0))[order]
+    np.testing.assert_allclose(px, expected, atol=0.02 * roi.side_px)
+    assert np.median(np.abs(px - expected)) < 0.004 * roi.side_px
+    np.testing.assert_allclose(confidence, sureness[:33][order], atol=0.15)
+
+
 class Scripted(Detector):
     """A detector that sees what it is told: people in the whole picture, and people in its tiles."""
 
     def __init__(self, whole: list[Person], tiles: list[Person]) -> None:
         self.whole, self.tiles, self.looked_closer = whole, tiles, False
+
+    def _also_in_mirror(self, image: np.ndarray, person: Person) -> Person:
+        return person
 
     def _finds(self, image: np.ndarray, rois: Sequence[Roi], min_score: float) -> list[Person]:
         if len(rois) == 1:
