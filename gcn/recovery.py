@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gcn.half_linear import read_half
 from gcn.labeling import LabelingNet, exchanged_probability
 from gcn.mirroring import MirrorAveraged
 from gcn.pose2mesh import JOINTS, ModelConfig, Pose2Mesh, load_labeling, load_pose2mesh, load_uncertainty
@@ -129,6 +130,8 @@ class MeshRecovery:
             uncertainty = load_uncertainty(judge, model) if loaded.mirror is not None and judge.is_file() else None
             own = chosen.with_name("labeling.safetensors")
             labeling = load_labeling(own if own.is_file() else folder / "labeling.safetensors")
+            if torch.device(device).type == "cpu":
+                read_half(model)
             return cls(model, labeling, loaded, device, uncertainty)
 
     def recover(self, keypoints: Keypoints, *, batch_size: int = 256, exchange: bool = False) -> Recovered:
