@@ -81,10 +81,10 @@ class NoiseConfig:
     error grows as it falls. Jitter, doubt, spreads, outliers, hip_rise and the confidences follow BlazePose on rendered
     people (tools/measure_detector.py; docs/experiments.md, "How the detector errs"). definition_shift and
     definition_width are wider than measured, because other detectors define hips and shoulders in their own way; the
-    drop rates and cut_off are not measured: nothing but their own body hides rendered people. Exchanges: 0.8 % of the
-    rendered people (2 % of the frontal ones), 9 % of
-    the views of a real recording of acrobatics; the two arms alone 0.2 %. Their defaults are 0: `gcn.labeling` makes
-    whole-body exchanges of its own to learn from, and those of the arms are rare.
+    drop rates and cut_off are not measured: nothing but their own body hides rendered people. Exchanges: 1 % of the
+    rendered people (2.5 % of the frontal ones), 9 % of the views of a real recording of acrobatics; the two arms alone
+    0.2 %. Their defaults are 0: `gcn.labeling` makes whole-body exchanges of its own to learn from, and those of the
+    arms are rare.
     """
 
     model: Literal["detector", "human36m", "coco", "none"] = "detector"

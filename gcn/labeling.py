@@ -17,7 +17,7 @@ from gcn.posenet import ResidualBlock
 from mesh.errors import require
 from mesh.joints import COCO19, JointSet
 
-# BlazePose exchanged the whole body of 0.8 % of rendered people (2 % of the frontal ones), and in 9 % of the views of a
+# BlazePose exchanged the whole body of 1 % of rendered people (2.5 % of the frontal ones), and in 9 % of the views of a
 # recording of acrobatics. Too high a prior harms everyday pictures.
 PRIOR_EXCHANGED = 0.02
 _FACE = COCO19.indices(("nose", "left_eye", "right_eye", "left_ear", "right_ear"))
