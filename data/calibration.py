@@ -19,6 +19,7 @@ _LARGEST_BYTES = 10_000_000
 _QCA_PARTS = 64.0  # of a pixel, the unit of Qualisys' intrinsics
 _QCA_FROM_CAMERA = np.diag([1.0, -1.0, -1.0])  # Qualisys' camera looks along -z with y up
 _ROTATION_TOLERANCE = 1e-3
+_LONGEST_NAME = 100
 
 
 def read_calibration(path: str | Path) -> list[ViewCamera]:
@@ -47,8 +48,8 @@ def _toml_cameras(text: str, path: Path) -> list[ViewCamera]:
 
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # among them TOMLDecodeError
+        raise InputError(f"{path} is not TOML: {_one_line(error)}") from error
     entries = {key: entry for key, entry in content.items() if isinstance(entry, dict) and "matrix" in entry}
     return [_toml_camera(f"{path}: [{key}]", str(entry.get("name", key)), entry) for key, entry in entries.items()]
 
@@ -76,8 +77,8 @@ def _toml_camera(place: str, name: str, entry: Mapping[str, Any]) -> ViewCamera:
 def _numbers(entry: Mapping[str, Any], key: str, shape: tuple[int, ...] | None, place: str) -> np.ndarray:
     try:
         values = np.asarray(entry.get(key), np.float64)
-    except (TypeError, ValueError):
-        values = np.empty(0)
+    except (TypeError, ValueError, OverflowError):
+        values = np.full(1, np.nan)
     if (shape is not None and values.shape != shape) or values.ndim == 0 or not np.isfinite(values).all():
         wanted = "numbers" if shape is None else f"numbers of shape {shape}"
         raise InputError(f"{place}: {key} must be {wanted}, got {str(entry.get(key))[:80]}")
@@ -89,22 +90,24 @@ def _qca_cameras(text: str, path: Path) -> list[ViewCamera]:
         raise InputError(f"{path} declares entities, which no calibration needs")
     try:
         root = ElementTree.fromstring(text.encode())
-    except ElementTree.ParseError as error:
-        raise InputError(f"{path} is not XML: {error}") from error
-    return [_qca_camera(element, path) for element in root.iter("camera")]
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        raise InputError(f"{path} is not XML: {_one_line(error)}") from error
+    return [_qca_camera(element, path) for element in root.iter("camera") if element.get("active", "1") != "0"]
 
 
 def _qca_camera(element: ElementTree.Element, path: Path) -> ViewCamera:
     name = element.get("serial", "")
-    place = f"{path}: camera {name!r}"
+    place = f"{path}: camera {name[:_LONGEST_NAME]!r}"
 
     def values(tag: str, *keys: str) -> list[float]:
         child = element.find(tag)
         attributes = {} if child is None else child.attrib
         try:
-            return [float(attributes[key]) for key in keys]
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{place}: expected <{tag}> with the numbers {', '.join(keys)}") from error
+            numbers = [float(attributes[key]) for key in keys]
+        except (KeyError, ValueError):
+            numbers = [np.nan]
+        require(bool(np.isfinite(numbers).all()), f"{place}: expected <{tag}> with the numbers {', '.join(keys)}")
+        return numbers
 
     rotation = np.reshape(values("transform", *(f"r{a}{b}" for a in (1, 2, 3) for b in (1, 2, 3))), (3, 3))
     centre_m = np.array(values("transform", "x", "y", "z")) / 1000
@@ -116,6 +119,8 @@ def _qca_camera(element: ElementTree.Element, path: Path) -> ViewCamera:
         "tangentalDistortion2",
     )  # fmt: skip
     left, top, right, bottom = values("fov_video", "left", "top", "right", "bottom")
+    require(left == top == 0, f"{place} shows a part of its sensor (fov_video), which is not supported")
+    require(element.get("viewrotation", "0") == "0", f"{place} is turned (viewrotation), which is not supported")
     turned = _QCA_FROM_CAMERA @ rotation
     matrix = np.array(((focal_u, skew, centre_u), (0, focal_v, centre_v), (0, 0, _QCA_PARTS))) / _QCA_PARTS
     return _checked(
@@ -130,8 +135,20 @@ def _qca_camera(element: ElementTree.Element, path: Path) -> ViewCamera:
 def _checked(camera: ViewCamera, place: str) -> ViewCamera:
     off = np.abs(camera.rotation @ camera.rotation.T - np.eye(3)).max()
     require(off <= _ROTATION_TOLERANCE and np.linalg.det(camera.rotation) > 0, f"{place}: the rotation is no rotation")
-    numbers = (camera.matrix, camera.distortion, camera.translation_m)
-    require(all(np.isfinite(values).all() for values in numbers), f"{place} holds NaN or infinity")
     require(bool((camera.matrix[[0, 1], [0, 1]] > 0).all()), f"{place}: the focal lengths must be positive")
-    require(bool(camera.name) and Path(camera.name).name == camera.name, f"{place}: the name must be one of a folder")
+    elsewhere = camera.matrix - np.diag(np.diag(camera.matrix))
+    elsewhere[:2, 2] = 0
+    require(
+        not elsewhere.any() and camera.matrix[2, 2] == 1,
+        f"{place}: the matrix must be fx, 0, cx; 0, fy, cy; 0, 0, 1 (skew is not supported)",
+    )
+    require(min(camera.size_px) > 0, f"{place}: the size must be positive, got {camera.size_px}")
+    is_name = (
+        camera.name.isprintable() and len(camera.name) <= _LONGEST_NAME and camera.name not in ("", ".", "..", "all")
+    )
+    require(is_name and Path(camera.name).name == camera.name, f"{place}: the name must be one of a folder")
     return camera
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -13,9 +13,11 @@ from scipy.optimize import least_squares
 from scipy.sparse import lil_matrix
 from scipy.spatial.transform import Rotation
 
-_UNDISTORT_STEPS = 20
+_UNDISTORT_STEPS = 50
+_UNDONE_PX = 0.1  # what may be left of the distortion
 _ROUNDS = 10  # of reweighting
 _NEAREST_M = 1e-6
+_NEAREST_ROW_M = 0.1  # nothing counts more than what is so near
 # How far a calibration may be off, one standard deviation: what keeps the refined cameras where they were measured.
 _PRIOR_TURN_RAD, _PRIOR_SHIFT_M = 0.02, 0.05
 _REFINE_PX = 5.0  # an error in the picture beyond it counts less and less
@@ -42,12 +44,17 @@ class ViewCamera:
         return float(self.matrix[[0, 1], [0, 1]].mean())
 
     def rays(self, points_px: np.ndarray) -> np.ndarray:
-        """Where pixels look, without distortion, in the plane z = 1 of the camera: (..., 2) -> (..., 2)."""
+        """Where pixels look, without distortion, in the plane z = 1 of the camera: (..., 2) -> (..., 2).
+
+        NaN where the lens model cannot be undone, which happens beyond the border of a strongly distorted picture.
+        """
         target = (points_px - self.matrix[:2, 2]) / self.matrix[[0, 1], [0, 1]]
         rays = target.copy()
-        for _ in range(_UNDISTORT_STEPS):
-            rays = rays + (target - self._distorted(rays))
-        return rays
+        with np.errstate(over="ignore", invalid="ignore"):
+            for _ in range(_UNDISTORT_STEPS):
+                rays = rays + (target - self._distorted(rays))
+            left_px = self.focal_px * np.linalg.norm(self._distorted(rays) - target, axis=-1)
+            return np.where((left_px < _UNDONE_PX)[..., None], rays, np.nan)
 
     def to_camera(self, points_m: np.ndarray) -> np.ndarray:
         """World to camera frame, (..., 3) -> (..., 3)."""
@@ -76,24 +83,33 @@ def _in_plane(points_m: np.ndarray) -> np.ndarray:
     return points_m[..., :2] / np.maximum(points_m[..., 2:], _NEAREST_M)
 
 
-def triangulate(cameras: Sequence[ViewCamera], rays: np.ndarray, weight: np.ndarray, spread_px: float) -> np.ndarray:
+def triangulate(
+    cameras: Sequence[ViewCamera], rays: np.ndarray, weight: np.ndarray, spread_px: np.ndarray | float
+) -> np.ndarray:
     """Points that the cameras see at `rays`, (V, N, 2) of `ViewCamera.rays`, (V, N) >= 0 -> (N, 3) m, world.
 
-    The direct linear transformation (Hartley and Zisserman, section 12.2), repeated with weights of Cauchy's: a view
-    that is off by `spread_px` counts half. NaN where fewer than two views have weight.
+    The direct linear transformation (Hartley and Zisserman, section 12.2), repeated such that it minimises squared
+    errors in pixels under `weight` and under Cauchy's weights: a view that is off by `spread_px` (one number, or (V,))
+    counts half. What is NaN has no weight; NaN where fewer than two views have any.
     """
+    known = np.where(np.isnan(rays).any(-1), 0.0, weight).T  # (N, V)
+    rays = np.nan_to_num(rays)
     rows = [np.c_[camera.rotation, camera.translation_m] for camera in cameras]
     equations = np.stack([ray[:, :, None] * row[2] - row[:2] for ray, row in zip(rays, rows)], axis=1)  # (N, V, 2, 4)
-    known = weight.T
+    focal_px = np.array([camera.focal_px for camera in cameras])
     enough = (known > 0).sum(1) >= 2
-    trusted = known
+    depth, trusted = np.ones_like(known), known
+    points = np.full((len(equations), 3), np.nan)
     for _ in range(_ROUNDS):
-        system = (equations * trusted[..., None, None]).reshape(len(equations), -1, 4)
+        # A row is off by the error in the plane z = 1 times the depth.
+        scale = np.sqrt(trusted) * focal_px / depth
+        system = (equations * scale[..., None, None]).reshape(len(equations), -1, 4)
         solution = np.linalg.svd(system[enough])[2][:, -1]
-        points = np.full((len(equations), 3), np.nan)
         points[enough] = solution[:, :3] / np.where(abs(solution[:, 3:]) > 1e-12, solution[:, 3:], 1e-12)
-        error_px = reprojection_error_px(cameras, rays, points).T
-        trusted = np.where(enough[:, None], known / (1 + (np.nan_to_num(error_px) / spread_px) ** 2), known)
+        error_px = np.nan_to_num(reprojection_error_px(cameras, rays, points).T)
+        trusted = known / (1 + (error_px / spread_px) ** 2)
+        depth = np.stack([camera.to_camera(points)[:, 2] for camera in cameras], axis=1)
+        depth = np.maximum(np.nan_to_num(depth, nan=1.0), _NEAREST_ROW_M)
     return points
 
 
@@ -113,6 +129,8 @@ def refine_cameras(cameras: Sequence[ViewCamera], rays: np.ndarray, weight: np.n
     (V, N, 2), (V, N); points seen by fewer than two views count for nothing. Errors are weighted by soft L1; turns and
     shifts are held near the calibration, which also fixes the scale and the place of the world.
     """
+    weight = np.where(np.isnan(rays).any(-1), 0.0, weight)
+    rays = np.nan_to_num(rays)
     start = triangulate(cameras, rays, weight, 6 * _REFINE_PX)
     seen = ~np.isnan(start).any(1)
     start, rays, weight = start[seen], rays[:, seen], weight[:, seen]

@@ -215,7 +215,8 @@ def _measure(
     for name, some in samples.items():
         for kind, scored in score(networks, some, protocol, body, smoother, device).items():
             columns[f"{name} {args.smooth}" if kind else name] = scored
-    card["samples"] = max(len(scored.rows) for scored in columns.values())
+    counts = {name: len(scored.rows) for name, scored in columns.items()}
+    card["samples"] = counts if len(set(counts.values())) > 1 else max(counts.values())
     card["2D input"] = {name: INPUTS[name] for name in samples}
     if smoother is not None:
         card["smoothing"] = str(smoother)

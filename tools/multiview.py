@@ -27,7 +27,6 @@ the same moment. Videos become pictures by
 What three or more cameras agree on, by triangulation of the detected joints, is taken for the truth; each single view
 is then recovered on its own and compared with it. Writes report.json, report.md, truth.npz and contact_sheet.png;
 docs/evaluation.md says what each figure means."""
-_REPORTS = ("report.json", "report.md", "truth.npz", "contact_sheet.png")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,13 +50,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     from data.calibration import read_calibration
     from mesh.errors import InputError, require
+    from tools.evaluation_report import make_folder
 
     require(args.every >= 1, f"--every must be at least 1, got {args.every}")
     if not args.recording.is_dir():
         raise InputError(f"no folder {args.recording}: expected a folder of pictures for each camera in it")
     require(not args.out.exists() or args.out.is_dir(), f"--out {args.out} is a file; name a folder")
+    from tools.multiview_truth import check_count
+
     cameras = read_calibration(args.calibration or find_calibration(args.recording))
+    check_count(cameras)
+    for camera in cameras:
+        own = (args.recording / camera.name).resolve()
+        if own == args.out.resolve() or own in args.out.resolve().parents:
+            raise InputError(f"--out {args.out} lies among the pictures of camera {camera.name}: choose another folder")
     moments = find_moments(args.recording, cameras)[:: args.every]
+    make_folder(args.out)
     with command.starting():
         from data.detection import Detector
         from gcn.recovery import MeshRecovery
@@ -69,12 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     views, cameras = detect(detector, moments, cameras)
     truth = find_truth(cameras, views, refine=not args.keep_cameras)
     report, recovered = compare(recovery, views, truth)
+    sheet = contact_sheet(moments, recovered, recovery.body.faces)
     import numpy as np
 
     from mesh.files import replacing
     from mesh.render import write_png
 
-    args.out.mkdir(parents=True, exist_ok=True)
     with replacing(args.out / "truth.npz") as file:
         np.savez_compressed(
             file,
@@ -85,10 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             translation_m=np.stack([camera.translation_m for camera in truth.cameras]),
         )
     with replacing(args.out / "report.json") as file:
-        file.write((json.dumps(report, indent=1) + "\n").encode())
+        file.write((json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
     with replacing(args.out / "report.md") as file:
         file.write(markdown(report).encode())
-    write_png(args.out / "contact_sheet.png", contact_sheet(moments, recovered, recovery.body.faces))
+    write_png(args.out / "contact_sheet.png", sheet)
     print(markdown(report))
     return 0
 

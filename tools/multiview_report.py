@@ -12,6 +12,7 @@ import torch
 
 from data.images import read_image
 from gcn.recovery import MeshRecovery
+from mesh.errors import InputError
 from mesh.joints import BLAZEPOSE33, COCO17, Keypoints
 from mesh.metrics import aligned_distances_mm, facing_error_rad, point_distances_mm
 from mesh.multiview import ViewCamera
@@ -50,8 +51,14 @@ def compare(recovery: MeshRecovery, views: Views, truth: Truth) -> tuple[dict[st
     rows: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in INPUTS}
     pooled: dict[str, list[np.ndarray]] = {name: [] for name in INPUTS}
     shown: list[Shown] = []
+    not_recovered = 0
     for k, camera in enumerate(truth.cameras):
         measured = np.flatnonzero(truth.trusted & views.found[:, k])
+        detected = _inputs(camera, views, truth, k, measured)["as detected"]
+        if len(measured) and detected is not None:
+            is_valid = recovery.recover(detected, exchange=True).valid
+            not_recovered += int((~is_valid).sum())
+            measured = measured[is_valid]
         if not len(measured):
             continue
         true_m = camera.to_camera(truth.joints_m[measured])
@@ -72,17 +79,24 @@ def compare(recovery: MeshRecovery, views: Views, truth: Truth) -> tuple[dict[st
                     )
                     for i, t in enumerate(measured)
                 ]  # fmt: skip
+    if not shown:
+        raise InputError("too few joints were detected to recover anybody at a moment that the cameras agree on")
     every = {name: {**rows[name], "all": _figures(np.concatenate(parts))} for name, parts in pooled.items()}
-    error = truth.error_px[..., list(LIMBS)]
+    judged = truth.trusted[:, None] & views.found  # (T, V)
+    error, before = (
+        [_median(e[k][judged[:, k]][:, list(LIMBS)]) for k in range(len(truth.cameras))]
+        for e in (truth.error_px, truth.error_before_px)
+    )
     report = {
         "moments": len(truth.trusted),
         "moments that the cameras agree on": int(truth.trusted.sum()),
+        "views with too few joints to recover anybody": not_recovered,
         "joints": [COCO17.names[joint] for joint in LIMBS],
         "views": {
             camera.name: {
-                "left and right exchanged by the detector": float(truth.exchanged[views.found[:, k], k].mean()),
-                "distance of detected from true joints, median px": _median(error[k]),
-                "the same with the cameras as calibrated": _median(truth.error_before_px[k][..., list(LIMBS)]),
+                "left and right exchanged by the detector": _mean(truth.exchanged[judged[:, k], k]),
+                "distance of detected from true joints, median px": error[k],
+                "the same with the cameras as calibrated": before[k],
             }
             for k, camera in enumerate(truth.cameras)
         },
@@ -152,22 +166,35 @@ def _figures(errors: np.ndarray) -> dict[str, float]:
     }
 
 
-def _median(values: np.ndarray) -> float:
-    return float(np.nanmedian(values))
+def _median(values: np.ndarray) -> float | None:
+    """None where nothing is known."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if known.size else None
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if values.size else None
+
+
+def _text(value: float | None, pattern: str, factor: float = 1.0) -> str:
+    return "-" if value is None else pattern.format(factor * value)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as two tables."""
+    left_out = report["views with too few joints to recover anybody"]
     lines = [
         f"{report['moments that the cameras agree on']} of {report['moments']} moments can be measured; "
-        f"{len(report['joints'])} limb joints, MPJPE at the middle of the hips.",
+        f"{len(report['joints'])} limb joints, MPJPE at the middle of the hips."
+        + (f" Not measured: {left_out} views with too few joints." if left_out else ""),
         "",
         "| camera | exchanged by the detector | detected from true joints, median px | cameras as calibrated |",
         "|---|---|---|---|",
     ]
     for name, view in report["views"].items():
         share, now, before = view.values()
-        lines.append(f"| {name} | {100 * share:.0f} % | {now:.1f} | {before:.1f} |")
+        known = (_text(share, "{:.0f} %", 100), _text(now, "{:.1f}"), _text(before, "{:.1f}"))
+        lines.append(f"| {name} | " + " | ".join(known) + " |")
     figures = report["errors, mm"]
     columns = list(next(iter(figures.values())))
     lines += [

@@ -15,10 +15,13 @@ from mesh.multiview import ViewCamera, refine_cameras, reprojection_error_px, tr
 LIMBS = COCO17.indices([n for n in COCO17.names if n.endswith(("shoulder", "elbow", "wrist", "hip", "knee", "ankle"))])
 _COCO_IN_BLAZEPOSE = list(BLAZEPOSE33.indices(COCO17.names))
 _SWAPPED = list(COCO17.flip_permutation)
+_SHOULDERS = list(COCO17.indices(("left_shoulder", "right_shoulder")))
+_HIPS = list(COCO17.indices(("left_hip", "right_hip")))
 _SPREAD_SHARE = 0.025  # of a person's size in the picture: a view further off counts less than half
 _AGREES_SHARE = 0.07  # a view nearer than this to the 3D joint agrees with it
 _LEAST_VIEWS = 3  # that have to agree on a joint
-_MOST_VIEWS_TO_TRY = 8  # labelings of more views are too many to try
+_MOST_VIEWS = 8  # labelings of more views are too many to try
+_TRUNK_M = (0.2, 0.9)
 _REFINED_MOMENTS = 40  # moments, evenly spread, that refine the cameras
 
 
@@ -42,9 +45,11 @@ class Views:
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """`joints_m` (T, 17, 3) coco17 in the world; `exchanged` (T, V): left and right are wrong in that view;
-    `trusted` (T,): at least three views agree on each of the 12 limb joints; `error_px` (V, T, 17) of the detections
-    with the labels put right; `cameras` as refined; `error_before_px` the same error with the cameras as calibrated.
+    """`joints_m` (T, 17, 3) coco17 in the world; `exchanged` (T, V): left and right are wrong in that view.
+
+    `trusted` (T,): at least three views agree on each of the 12 limb joints, and most of them on the sides; `error_px`
+    (V, T, 17) of the detections with the sides put right, NaN where there is none; `cameras` as refined;
+    `error_before_px` the same error with the cameras as calibrated.
     """
 
     joints_m: np.ndarray
@@ -55,16 +60,28 @@ class Truth:
     cameras: Sequence[ViewCamera]
 
 
+def check_count(cameras: Sequence[ViewCamera]) -> None:
+    """Three to eight."""
+    require(
+        _LEAST_VIEWS <= len(cameras) <= _MOST_VIEWS,
+        f"at least {_LEAST_VIEWS} cameras are needed and at most {_MOST_VIEWS} can be used, got {len(cameras)}",
+    )
+
+
 def find_truth(cameras: Sequence[ViewCamera], views: Views, *, refine: bool = True) -> Truth:
     """Labels by the views' agreement, cameras refined on them, and the joints that they see."""
-    require(len(cameras) >= _LEAST_VIEWS, f"at least {_LEAST_VIEWS} cameras are needed, got {len(cameras)}")
-    require(len(cameras) <= _MOST_VIEWS_TO_TRY, f"at most {_MOST_VIEWS_TO_TRY} cameras can be used, got {len(cameras)}")
+    check_count(cameras)
     positions = views.positions_px[:, :, _COCO_IN_BLAZEPOSE]
     rays = np.stack([camera.rays(positions[:, k]) for k, camera in enumerate(cameras)])  # (V, T, 17, 2)
     weight = (views.confidence[:, :, _COCO_IN_BLAZEPOSE] * views.found[..., None]).transpose(1, 0, 2)
-    size_px = np.median(np.ptp(positions[:, :, LIMBS], axis=2).prod(-1)[views.found] ** 0.5)
+    weight = np.where(np.isnan(rays).any(-1), 0.0, weight)
+    sizes = np.ptp(positions[:, :, LIMBS], axis=2).prod(-1) ** 0.5
+    for k, camera in enumerate(cameras):
+        require(bool(views.found[:, k].any()), f"nobody was found in any picture of camera {camera.name}")
+    size_px = np.array([np.median(sizes[views.found[:, k], k]) for k in range(len(cameras))])
     spread = _SPREAD_SHARE * size_px
-    exchanged = np.stack([_labels(cameras, rays[:, t], weight[:, t], 3 * spread) for t in range(len(positions))])
+    judged = [_labels(cameras, rays[:, t], weight[:, t], 3 * spread) for t in range(len(positions))]
+    exchanged, is_tie = (np.stack(column) for column in zip(*judged))
     rays, weight = _relabeled(rays, exchanged), _relabeled(weight, exchanged)
     before = _errors(cameras, rays, weight, spread)[1]
     if refine:
@@ -72,17 +89,21 @@ def find_truth(cameras: Sequence[ViewCamera], views: Views, *, refine: bool = Tr
         chosen = [a[:, some][:, :, LIMBS] for a in (rays, weight)]
         cameras = refine_cameras(cameras, *(a.reshape(len(cameras), -1, *a.shape[3:]) for a in chosen))
     joints, error = _errors(cameras, rays, weight, spread)
-    agreeing = np.nan_to_num(error, nan=np.inf) < _AGREES_SHARE * size_px
-    trusted = (agreeing.sum(0)[:, LIMBS] >= _LEAST_VIEWS).all(1)
+    agreeing = np.nan_to_num(error, nan=np.inf) < _AGREES_SHARE * size_px[:, None, None]
+    trusted = (agreeing.sum(0)[:, LIMBS] >= _LEAST_VIEWS).all(1) & ~is_tie
     if not trusted.any():
         raise InputError("the cameras never agree on a whole person: are they synchronised, is the calibration theirs?")
+    trunk = joints[trusted][:, _SHOULDERS].mean(1) - joints[trusted][:, _HIPS].mean(1)
+    length_m = float(np.median(np.linalg.norm(trunk, axis=-1)))
+    if not _TRUNK_M[0] < length_m < _TRUNK_M[1]:
+        raise InputError(f"the person's trunk is {length_m:.3g} m long: the calibration's positions must be in metres")
     return Truth(
         joints_m=joints, exchanged=exchanged, trusted=trusted, error_px=error, error_before_px=before, cameras=cameras
     )
 
 
 def _errors(
-    cameras: Sequence[ViewCamera], rays: np.ndarray, weight: np.ndarray, spread_px: float
+    cameras: Sequence[ViewCamera], rays: np.ndarray, weight: np.ndarray, spread_px: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Joints (T, 17, 3) and how far off each view is, (V, T, 17) px; NaN where a view does not see the joint."""
     flat = rays.reshape(len(rays), -1, 2)
@@ -91,15 +112,18 @@ def _errors(
     return joints.reshape(*weight.shape[1:], 3), np.where(weight > 0, error, np.nan)
 
 
-def _labels(cameras: Sequence[ViewCamera], rays: np.ndarray, weight: np.ndarray, spread_px: float) -> np.ndarray:
+def _labels(
+    cameras: Sequence[ViewCamera], rays: np.ndarray, weight: np.ndarray, spread_px: np.ndarray
+) -> tuple[np.ndarray, bool]:
     """Which views have left and right exchanged, at one moment: the labeling on which they agree best, (V,) bool.
 
-    All views exchanged agree as well as none: fewer than half count as wrong.
+    All views exchanged agree as well as none: the minority counts as wrong. Whether there is none is told too: then
+    nobody knows which half is.
     """
     found = np.flatnonzero(weight.any(-1))
     exchanged = np.zeros(len(cameras), bool)
     if len(found) < 2:
-        return exchanged
+        return exchanged, False
     best = np.inf
     for others in product((False, True), repeat=len(found) - 1):
         tried = np.zeros(len(cameras), bool)
@@ -107,10 +131,13 @@ def _labels(cameras: Sequence[ViewCamera], rays: np.ndarray, weight: np.ndarray,
         turned, known = (_relabeled(a[:, None], tried[None])[:, 0][:, list(LIMBS)] for a in (rays, weight))
         joints = triangulate(cameras, turned, known, spread_px)
         error = reprojection_error_px(cameras, turned, joints)
-        cost = (known * np.minimum(np.nan_to_num(error, nan=0.0), 4 * spread_px)).sum()
+        cost = (known * np.minimum(np.nan_to_num(error, nan=0.0), 4 * spread_px[:, None])).sum()
         if cost < best:
             best, exchanged = cost, tried
-    return exchanged if 2 * exchanged.sum() <= len(found) else exchanged ^ np.isin(np.arange(len(cameras)), found)
+    is_tie = bool(2 * exchanged.sum() == len(found))
+    if 2 * exchanged.sum() > len(found):
+        exchanged ^= np.isin(np.arange(len(cameras)), found)
+    return exchanged, is_tie
 
 
 def _relabeled(values: np.ndarray, exchanged: np.ndarray) -> np.ndarray:

@@ -45,6 +45,30 @@ def test_few_samples_take_the_packed_weights_and_many_the_exact_ones() -> None:
 
 
 @needs_engine
+def test_changed_weights_moved_weights_and_gradients_are_those_of_an_ordinary_layer() -> None:
+    x = torch.randn(3, 300)
+    half = HalfLinear(layer())
+    half(x).sum().backward()
+    assert half.weight.grad is not None and half.weight.grad.abs().max() > 0
+    with torch.no_grad():
+        before = half(x)
+        half.load_state_dict({"weight": torch.full((250, 300), 1e-3), "bias": torch.zeros(250)})
+        torch.testing.assert_close(half(x), x.sum(1, keepdim=True).expand(3, 250) * 1e-3)
+        assert not torch.equal(before, half(x))
+        doubled = HalfLinear(layer()).double()
+        assert doubled(x.double()).dtype == torch.float64
+
+
+@needs_engine
+def test_packing_leaves_the_weights_alone_and_weights_beyond_half_precision_stay() -> None:
+    large = layer()
+    large.weight.data[0, 0] = 1e6
+    assert type(read_half(nn.Sequential(large))[0]) is nn.Linear
+    assert type(read_half(nn.Sequential(layer(halved=False)))[0]) is nn.Linear
+    assert large.weight[0, 0] == 1e6
+
+
+@needs_engine
 def test_only_large_plain_single_precision_layers_change() -> None:
     class Own(nn.Linear):
         pass

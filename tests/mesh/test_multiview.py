@@ -72,6 +72,49 @@ def test_a_view_that_is_wrong_hardly_moves_a_point_that_three_agree_on(points) -
     assert error[2, ::2].min() > 100 and np.delete(error, 2, 0).max() < 3
 
 
+def test_errors_count_in_pixels_whatever_the_distance() -> None:
+    """Four views with 3 px of noise, two of them far away: the best fit in pixels, found by brute force."""
+    near_and_far = [
+        camera(str(k), yaw, distance_m=d) for k, (yaw, d) in enumerate(((0, 1.5), (80, 2), (170, 9), (260, 9)))
+    ]
+    rng = np.random.default_rng(2)
+    points = rng.uniform(-0.3, 0.3, (12, 3))
+    rays = np.stack([c.rays(c.project(points) + rng.normal(0, 3, (12, 2))) for c in near_and_far])
+    found = triangulate(near_and_far, rays, np.ones((4, 12)), 1e6)
+    best = reprojection_error_px(near_and_far, rays, found) ** 2
+    for axis in range(3):
+        for step in (-0.001, 0.001):
+            moved = found + step * np.eye(3)[axis]
+            assert (reprojection_error_px(near_and_far, rays, moved) ** 2).sum() > best.sum()
+
+
+def test_a_view_that_is_off_by_the_spread_counts_half() -> None:
+    views = [camera(str(k), yaw) for k, yaw in enumerate((0, 0, 0))]
+    rays = seen(views, np.zeros((1, 3)))
+    rays[2, 0, 0] += 30 / 1510  # px over focal length
+    weight = np.array([[1.0], [1], [1]])
+    # All three stand in one place, so only x and y are known; Cauchy's estimate solves sum x_i w_i = 0.
+    side = camera("side", 90)
+    views.append(side)
+    rays, weight = np.concatenate((rays, seen([side], np.zeros((1, 3))))), np.concatenate((weight, [[1.0]]))
+    found = triangulate(views, rays, weight, 20.0)
+    errors = reprojection_error_px(views, rays, found)[:3, 0]
+    signed = np.array([-errors[0], -errors[1], errors[2]])
+    assert abs((signed / (1 + (signed / 20) ** 2)).sum()) < 0.3
+    assert errors[2] > 20
+
+
+def test_a_lens_that_cannot_be_undone_gives_no_ray_and_no_crash(points) -> None:
+    wild = [replace(each, distortion=np.array([-0.35, 0.15, 0, 0, -0.03]) * 4) for each in CAMERAS]
+    rays = wild[0].rays(np.array([[0.0, 0], [540, 960]]))
+    assert np.isnan(rays[0]).all()
+    np.testing.assert_allclose(rays[1], 0, atol=1e-9)
+    given = seen(CAMERAS, points)
+    given[0, 3] = np.nan
+    found = triangulate(CAMERAS, given, np.ones((4, 40)), 10.0)
+    np.testing.assert_allclose(found, points, atol=1e-6)
+
+
 def test_a_point_that_one_view_sees_is_not_known(points) -> None:
     weight = np.ones((4, 40))
     weight[1:, 7] = 0

@@ -104,6 +104,24 @@ def test_a_moment_that_one_pair_of_views_alone_sees_is_not_trusted(joints) -> No
     assert seen.found[2].tolist() == [False, False, True, True]
 
 
+def test_a_tie_about_the_sides_is_not_trusted(joints) -> None:
+    seen, half = views(joints), views(joints, exchanged=[0, 1])
+    for name in ("positions_px", "confidence", "world_m"):
+        getattr(seen, name)[3] = getattr(half, name)[3]
+    truth = find_truth(cameras(), seen, refine=False)
+    assert truth.trusted.tolist() == [True, True, True, False, True, True]
+
+
+def test_a_calibration_in_millimetres_and_an_empty_camera_are_refused(joints) -> None:
+    far = [replace(camera, translation_m=camera.translation_m * 1000) for camera in cameras()]
+    with pytest.raises(InputError, match="must be in metres"):
+        find_truth(far, views(joints), refine=False)
+    seen = views(joints)
+    seen.confidence[:, 2] = 0
+    with pytest.raises(InputError, match="nobody was found in any picture of camera cam2"):
+        find_truth(cameras(), seen)
+
+
 def test_cameras_that_never_agree_are_refused(joints) -> None:
     seen = views(joints)
     seen.positions_px[:] = np.random.default_rng(0).uniform(0, 300, seen.positions_px.shape)
@@ -173,6 +191,33 @@ def test_the_command_reports_every_view_and_leaves_a_sheet(joints, tmp_path: Pat
     assert text.strip() == (out / "report.md").read_text().strip() and "| cam3 | 100 % |" in text
 
 
+def test_a_view_with_too_few_joints_is_counted_and_not_measured(joints, tmp_path: Path, monkeypatch, capsys) -> None:
+    pytest.importorskip("tomllib")
+    given = views(joints)
+    trunk = [IN_BLAZEPOSE[COCO17.index(f"{side}_{part}")] for side in ("left", "right") for part in ("shoulder", "hip")]
+    given.confidence[2, 1] = 0
+    given.confidence[2, 1, trunk] = 0.9
+    monkeypatch.setattr("data.detection.Detector", lambda: RecordedDetector(given))
+    folder, out = recording(tmp_path / "rec"), tmp_path / "out"
+    assert command.run(multiview.main, [str(folder), "--out", str(out), "--device", "cpu", "--keep-cameras"]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["views with too few joints to recover anybody"] == 1
+    assert report["errors, mm"]["as detected"]["cam1"]["people"] == MOMENTS - 1
+    assert "Not measured: 1 views" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["rec/cam0", "rec/cam0/deeper", "file/x"])
+def test_an_output_folder_that_cannot_be_is_refused_before_anything_is_detected(
+    tmp_path: Path, monkeypatch, capsys, where: str
+) -> None:
+    pytest.importorskip("tomllib")
+    monkeypatch.setattr("data.detection.Detector", lambda: pytest.fail("too late"))
+    folder = recording(tmp_path / "rec")
+    (tmp_path / "file").write_text("")
+    assert command.run(multiview.main, [str(folder), "--out", str(tmp_path / where)]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("spoil", "words", "message"),
     [
@@ -194,7 +239,7 @@ def test_a_wrong_recording_ends_with_one_line(joints, tmp_path, monkeypatch, cap
     assert command.run(multiview.main, [str(folder), "--out", str(out), *words]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and re.search(message, said[0])
-    assert not out.exists()
+    assert not out.exists() or not any(out.iterdir())
 
 
 def test_no_folder_and_a_file_for_the_output_are_refused(tmp_path: Path, capsys) -> None:
