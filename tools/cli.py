@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "measure trained weights",
     "measure-detector": "measure the 2D detector on rendered people",
     "robustness": "check the recovery on pictures without any truth",
+    "multiview": "measure single views of a person against several cameras",
     "benchmark": "measure speed and memory on this machine",
     "fetch-detector": "get the 2D detector's files",
     "convert": "make records of a dataset's official files",

@@ -24,6 +24,7 @@ from mesh.rasterise import Fragments, rasterise
 from mesh.render import light
 from mesh.rotation import quaternion_to_matrix
 
+SIDE_PX = 512  # of a picture; the detector looks at a person at 256
 _SAMPLES = ("park.jpg", "balance.jpg")
 _SUPERSAMPLING = 2
 _GAMMA = 2.2
@@ -58,6 +59,11 @@ class Shot:
     occluded: np.ndarray
     facing_deg: float
     tilted: bool
+
+    @property
+    def inside(self) -> np.ndarray:
+        """Which joints lie in the picture, (17,) bool."""
+        return np.asarray(((self.joints_px >= 0) & (self.joints_px < len(self.image))).all(-1))
 
 
 @dataclass(frozen=True, kw_only=True)

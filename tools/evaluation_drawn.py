@@ -19,10 +19,9 @@ from mesh.errors import InputError
 from mesh.joints import COCO17, COCO19, Keypoints
 from mesh.samples import Batch
 from tools.detector_errors import match
-from tools.detector_pictures import PictureMaker, Shot, photo_backdrops
+from tools.detector_pictures import SIDE_PX, PictureMaker, Shot, photo_backdrops
 from tools.evaluation_samples import BLOCK, Track
 
-SIDE_PX = 512  # of the pictures; the detector looks at a person at 256
 DEFAULT_COUNT = 512
 
 
@@ -70,8 +69,7 @@ class DrawnSamples:
         )
         for number, shot in enumerate(shots):
             people = self.detector.detect(shot.image)
-            inside = ((shot.joints_px >= 0) & (shot.joints_px < len(shot.image))).all(-1)
-            best = match(people.to(COCO17), shot.joints_px, inside)
+            best = match(people.to(COCO17), shot.joints_px, shot.inside)
             if best is not None:
                 found.append(_Found(number, replace(shot, image=shot.image[:0]), people.to(COCO19).select([best])))
         if not found:

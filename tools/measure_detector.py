@@ -25,7 +25,6 @@ _EXAMPLE = """examples:
 
 writes measurements.npz, report.json, report.md and contact_sheet.png. The bodies are drawn, not photographed: what
 the figures say about photos is for you to judge; look at the contact sheet."""
-_SIDE_PX = 512  # of the pictures; the detector looks at a person at 256
 _SHEET_COLUMNS, _SHEET_ROWS, _SHEET_SIDE_PX = 6, 4, 256
 
 
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mesh.body import load_body
     from mesh.errors import require
     from tools.detector_errors import figures, imitated
-    from tools.detector_pictures import PictureMaker, photo_backdrops
+    from tools.detector_pictures import SIDE_PX, PictureMaker, photo_backdrops
 
     require(args.count >= 1, f"--count must be at least 1, got {args.count}")
     require(args.seed >= 0, f"--seed must not be negative, got {args.seed}")
@@ -67,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     detector = Detector()
     backdrops = photo_backdrops(args.backgrounds, detector)
-    maker = PictureMaker(_poses(args.poses), load_body(), SynthesisConfig(), backdrops=backdrops, side_px=_SIDE_PX)
+    maker = PictureMaker(_poses(args.poses), load_body(), SynthesisConfig(), backdrops=backdrops, side_px=SIDE_PX)
     measured, sheet = measure(maker, detector, count=args.count, seed=args.seed)
     columns = {"detector": figures(measured)}
     if measured.found.any():
@@ -91,8 +90,7 @@ def measure(maker: PictureMaker, detector: Detector, *, count: int, seed: int) -
     sheet: list[np.ndarray] = []
     for shot in tqdm(maker.shots(count, seed), total=count, disable=not sys.stderr.isatty()):
         people = detector.detect(shot.image).to(COCO17)
-        inside = ((shot.joints_px >= 0) & (shot.joints_px < len(shot.image))).all(-1)
-        best = match(people, shot.joints_px, inside)
+        best = match(people, shot.joints_px, shot.inside)
         found = people.select([] if best is None else [best])
         rows.append(
             {
@@ -100,7 +98,7 @@ def measure(maker: PictureMaker, detector: Detector, *, count: int, seed: int) -
                 "detected_px": shot.joints_px if best is None else found.positions_px[0],
                 "confidence": np.zeros(len(COCO17)) if best is None else found.confidence[0],
                 "found": np.array(best is not None),
-                "inside": inside,
+                "inside": shot.inside,
                 "occluded": shot.occluded,
                 "facing_deg": np.array(shot.facing_deg),
                 "tilted": np.array(shot.tilted),

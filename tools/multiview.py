@@ -48,16 +48,19 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the call, detect, triangulate, recover, compare, write."""
     args = parser().parse_args(argv)
+    import numpy as np
+
     from data.calibration import read_calibration
     from mesh.errors import InputError, require
+    from mesh.files import replacing
+    from mesh.render import write_png
     from tools.evaluation_report import make_folder
+    from tools.multiview_truth import check_count, find_truth
 
     require(args.every >= 1, f"--every must be at least 1, got {args.every}")
     if not args.recording.is_dir():
         raise InputError(f"no folder {args.recording}: expected a folder of pictures for each camera in it")
     require(not args.out.exists() or args.out.is_dir(), f"--out {args.out} is a file; name a folder")
-    from tools.multiview_truth import check_count
-
     cameras = read_calibration(args.calibration or find_calibration(args.recording))
     check_count(cameras)
     for camera in cameras:
@@ -70,19 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from data.detection import Detector
         from gcn.recovery import MeshRecovery
         from tools.multiview_report import compare, contact_sheet, markdown
-        from tools.multiview_truth import find_truth
 
         recovery = MeshRecovery.from_pretrained(args.weights, body=args.body, device=command.choose_device(args.device))
         detector = Detector()
-    views, cameras = detect(detector, moments, cameras)
+    views = detect(detector, moments, cameras)
     truth = find_truth(cameras, views, refine=not args.keep_cameras)
     report, recovered = compare(recovery, views, truth)
     sheet = contact_sheet(moments, recovered, recovery.body.faces)
-    import numpy as np
-
-    from mesh.files import replacing
-    from mesh.render import write_png
-
     with replacing(args.out / "truth.npz") as file:
         np.savez_compressed(
             file,
@@ -103,7 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def find_calibration(folder: Path) -> Path:
     """The only calibration file of a recording, also in its folder `calibration`."""
-    from data.calibration import SUFFIXES
     from mesh.errors import InputError
 
     found = [
@@ -116,8 +112,8 @@ def find_calibration(folder: Path) -> Path:
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise InputError(
-            f"{folder}: expected one calibration file (Calib*.toml or *.qca.txt; {', '.join(SUFFIXES)}), "
-            f"found {names}; say which with --calibration"
+            f"{folder}: expected one calibration file (Calib*.toml or *.qca.txt), found {names}; "
+            "say which with --calibration"
         )
     return found[0]
 
@@ -139,10 +135,8 @@ def find_moments(folder: Path, cameras: Sequence[ViewCamera]) -> list[list[Path]
     return [list(moment) for moment in zip(*pictures)]
 
 
-def detect(
-    detector: Detector, moments: Sequence[Sequence[Path]], cameras: Sequence[ViewCamera]
-) -> tuple[Views, list[ViewCamera]]:
-    """The largest person of every picture, and the cameras with the sizes of the pictures."""
+def detect(detector: Detector, moments: Sequence[Sequence[Path]], cameras: Sequence[ViewCamera]) -> Views:
+    """The largest person of every picture."""
     import numpy as np
     from tqdm import tqdm
 
@@ -164,7 +158,7 @@ def detect(
                 )  # fmt: skip
     if not confidence.any():
         raise InputError("nobody was found in any picture")
-    return Views(positions_px=positions, confidence=confidence, world_m=world), list(cameras)
+    return Views(positions_px=positions, confidence=confidence, world_m=world)
 
 
 def _check_size(image: np.ndarray, camera: ViewCamera, path: Path) -> None:

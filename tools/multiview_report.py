@@ -54,31 +54,29 @@ def compare(recovery: MeshRecovery, views: Views, truth: Truth) -> tuple[dict[st
     not_recovered = 0
     for k, camera in enumerate(truth.cameras):
         measured = np.flatnonzero(truth.trusted & views.found[:, k])
-        detected = _inputs(camera, views, truth, k, measured)["as detected"]
-        if len(measured) and detected is not None:
-            is_valid = recovery.recover(detected, exchange=True).valid
-            not_recovered += int((~is_valid).sum())
-            measured = measured[is_valid]
         if not len(measured):
             continue
         true_m = camera.to_camera(truth.joints_m[measured])
+        is_valid = np.ones(len(measured), bool)
         for name, keypoints in _inputs(camera, views, truth, k, measured).items():
             if keypoints is None:
-                joints = views.world_m[measured, k][:, _IN_BLAZEPOSE]
+                errors = _errors(views.world_m[measured, k][:, _IN_BLAZEPOSE], true_m)
             else:
                 found = recovery.recover(keypoints, exchange=name == "as detected")
-                joints = regress(torch.from_numpy(found.vertices))[0].numpy()
-            errors = _errors(joints, true_m)
-            rows[name][camera.name] = _figures(errors)
-            pooled[name].append(errors)
+                is_valid &= found.valid  # whom one row leaves out, all do: "as detected" comes first
+                errors = _errors(regress(torch.from_numpy(found.vertices))[0].numpy(), true_m)
             if name == "as detected" and keypoints is not None:
+                not_recovered += int((~is_valid).sum())
                 shown += [
                     Shown(
-                        moment=int(t), view=k, error_mm=float(errors[i, 1]), vertices_px=found.vertices_px(i),
-                        keypoints=keypoints.select([i]),
+                        moment=int(measured[i]), view=k, error_mm=float(errors[i, 1]),
+                        vertices_px=found.vertices_px(i), keypoints=keypoints.select([i]),
                     )
-                    for i, t in enumerate(measured)
+                    for i in np.flatnonzero(is_valid).tolist()
                 ]  # fmt: skip
+            if is_valid.any():
+                rows[name][camera.name] = _figures(errors[is_valid])
+                pooled[name].append(errors[is_valid])
     if not shown:
         raise InputError("too few joints were detected to recover anybody at a moment that the cameras agree on")
     every = {name: {**rows[name], "all": _figures(np.concatenate(parts))} for name, parts in pooled.items()}

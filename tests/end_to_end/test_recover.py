@@ -221,6 +221,13 @@ def test_a_read_only_output_folder_is_one_line(tmp_path: Path, capsys) -> None:
     assert "cannot write" in capsys.readouterr().err
 
 
+def test_every_script_is_a_command_of_the_installed_program() -> None:
+    folder = Path(cli.__file__).parent
+    scripts = {p.stem for p in folder.glob("*.py") if "sys.exit(command.run(main))" in p.read_text()}
+    parts = {"benchmark_training"}  # a process of its own that `benchmark` starts
+    assert {name.replace("-", "_") for name in cli.COMMANDS} == scripts - parts
+
+
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_every_command_explains_itself(name: str, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
