@@ -81,11 +81,13 @@ class Person:
 class Detector:
     """Finds people and their 2D joints in pictures.
 
-    Opens the weight files at once: InputError if they are missing or changed (see `data.detector_files`).
+    Opens the weight files at once: InputError if they are missing or changed (see `data.detector_files`). Without
+    `files` those in the cache are taken, of the heavy landmark network if it was fetched. `model` says which it is.
     """
 
     def __init__(self, files: DetectorFiles | None = None, *, num_threads: int = 1) -> None:
         files = files or detector_paths()
+        self.model = files.model
         self._detection = _Network(files.pose_detection, num_threads)
         self._landmarks = _Network(files.pose_landmarks, num_threads)
 

@@ -1,7 +1,8 @@
-"""The two weight files of the 2D detector: where they lie, what they must be, how they get there.
+"""The weight files of the 2D detector: where they lie, what they must be, how they get there.
 
-They are BlazePose's (Apache-2.0), published inside the mediapipe wheel. The wheel is never installed: its
-dependencies clash with ours, and only these two members of it are used.
+They are BlazePose's (Apache-2.0): the network that finds people and the "full" one that finds their joints are
+published inside the mediapipe wheel, the "heavy" one, which is optional, inside the npm package @mediapipe/pose.
+Neither is installed: the wheel's dependencies clash with ours, and only these members are used.
 """
 
 from __future__ import annotations
@@ -10,23 +11,31 @@ import hashlib
 import importlib.util
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mesh.errors import InputError
 
 MEDIAPIPE_VERSION = "0.10.14"
+NPM_PACKAGE = "@mediapipe/pose@0.5.1675469404"
+LandmarkModel = Literal["full", "heavy"]
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WheelMember:
-    """One file inside the mediapipe wheel."""
+class PackageMember:
+    """One file inside a published package."""
 
+    package: str
     path: str
     num_bytes: int
     sha256: str
@@ -39,29 +48,38 @@ class WheelMember:
         """Raise InputError unless this is the file byte by byte."""
         if len(content) != self.num_bytes or hashlib.sha256(content).hexdigest() != self.sha256:
             raise InputError(
-                f"{source}: {self.name} is not the file of mediapipe {MEDIAPIPE_VERSION} (expected {self.num_bytes} "
+                f"{source}: {self.name} is not the file of {self.package} (expected {self.num_bytes} "
                 f"bytes with sha256 {self.sha256[:12]}..., got {len(content)} bytes)"
             )
 
 
-POSE_DETECTION = WheelMember(
+POSE_DETECTION = PackageMember(
+    package=f"mediapipe {MEDIAPIPE_VERSION}",
     path="mediapipe/modules/pose_detection/pose_detection.tflite",
     num_bytes=2_959_046,
     sha256="9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
 )
-POSE_LANDMARKS = WheelMember(
+POSE_LANDMARKS = PackageMember(
+    package=f"mediapipe {MEDIAPIPE_VERSION}",
     path="mediapipe/modules/pose_landmark/pose_landmark_full.tflite",
     num_bytes=6_440_512,
     sha256="e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
+)
+HEAVY_LANDMARKS = PackageMember(
+    package=NPM_PACKAGE,
+    path="package/pose_landmark_heavy.tflite",
+    num_bytes=27_709_200,
+    sha256="59e42d71bcd44cbdbabc419f0ff76686595fd265419566bd4009ef703ea8e1fe",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorFiles:
-    """Paths of the checked weight files."""
+    """Paths of the checked weight files, and which of the landmark networks it is."""
 
     pose_detection: Path
     pose_landmarks: Path
+    model: LandmarkModel
 
 
 def cache_dir() -> Path:
@@ -72,35 +90,54 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "meshrecovery"
 
 
-def detector_paths() -> DetectorFiles:
-    """The weight files in the cache; a missing or changed one is an InputError that says how to fetch it."""
-    for member in (POSE_DETECTION, POSE_LANDMARKS):
-        path = cache_dir() / member.name
-        if not path.is_file():
-            raise InputError(
-                f"the 2D detector's weights are missing ({path}): run `make setup` or `python tools/fetch_detector.py`"
-            )
-        try:
-            member.check(path.read_bytes(), path)
-        except InputError as error:
-            raise InputError(f"{error}: run `python tools/fetch_detector.py` to replace it") from error
-    return DetectorFiles(
-        pose_detection=cache_dir() / POSE_DETECTION.name, pose_landmarks=cache_dir() / POSE_LANDMARKS.name
-    )
+def detector_paths(model: LandmarkModel | None = None) -> DetectorFiles:
+    """The weight files in the cache, of the better landmark network that is there or of the one that is named.
+
+    A missing or changed file is an InputError that says how to fetch it.
+    """
+    if model is None:
+        model = "heavy" if (cache_dir() / HEAVY_LANDMARKS.name).exists() else "full"
+    landmarks = HEAVY_LANDMARKS if model == "heavy" else POSE_LANDMARKS
+    return DetectorFiles(pose_detection=_cached(POSE_DETECTION), pose_landmarks=_cached(landmarks), model=model)
+
+
+def _cached(member: PackageMember) -> Path:
+    """The checked file in the cache."""
+    path = cache_dir() / member.name
+    fetch = "`python tools/fetch_detector.py" + (" --heavy`" if member is HEAVY_LANDMARKS else "`")
+    if not path.is_file():
+        setup = "" if member is HEAVY_LANDMARKS else "`make setup` or "
+        raise InputError(f"the 2D detector's weights are missing ({path}): run {setup}{fetch}")
+    try:
+        member.check(path.read_bytes(), path)
+    except InputError as error:
+        raise InputError(f"{error}: run {fetch} to replace it") from error
+    return path
 
 
 def fetch_detector(wheel: str | Path | None = None) -> DetectorFiles:
-    """Bring the weight files into the cache; does nothing if they are there and right.
+    """Bring the weight files of the full network into the cache; does nothing if they are there and right.
 
     They come from `wheel` where given, else from an installed mediapipe that holds the same files, else from the
     package index through pip. Nothing is written unless both files have the right checksum.
     """
     try:
-        return detector_paths()
+        return detector_paths("full")
     except InputError as reason:
         _log.info("fetching, because %s", reason)
     _store(_read_wheel(Path(wheel)) if wheel is not None else _read_installed() or _download())
-    return detector_paths()
+    return detector_paths("full")
+
+
+def fetch_heavy(package: str | Path | None = None) -> DetectorFiles:
+    """The same for the heavy landmark network, from the npm package's .tgz where given, else through npm."""
+    fetch_detector()
+    try:
+        return detector_paths("heavy")
+    except InputError as reason:
+        _log.info("fetching, because %s", reason)
+    _store(_read_tarball(Path(package)) if package is not None else _pack())
+    return detector_paths("heavy")
 
 
 def _read_wheel(wheel: Path) -> dict[str, bytes]:
@@ -147,17 +184,55 @@ def _download() -> dict[str, bytes]:
     options = "--no-deps --only-binary=:all: --disable-pip-version-check --python-version 3.11 --implementation cp"
     platform = "--abi cp311 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64"
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", *options.split(), *platform.split()]
-        result = subprocess.run(
-            [*command, "--dest", folder, f"mediapipe=={MEDIAPIPE_VERSION}"], capture_output=True, text=True
+        command = [sys.executable, "-m", "pip", "download", *options.split(), *platform.split(), "--dest", folder]
+        what = f"mediapipe {MEDIAPIPE_VERSION}"
+        _run(
+            "pip",
+            [*command, f"mediapipe=={MEDIAPIPE_VERSION}"],
+            what,
+            "that wheel elsewhere and give it with --wheel PATH",
         )
-        if result.returncode != 0:
-            reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-            raise InputError(
-                f"pip could not download mediapipe {MEDIAPIPE_VERSION} ({reason}); without a network, get that wheel "
-                "elsewhere and give it with --wheel PATH"
-            )
         return _read_wheel(next(Path(folder).glob("*.whl")))
+
+
+def _pack() -> dict[str, bytes]:
+    """Name -> checked content of the heavy network, from the npm package as `npm pack` downloads it."""
+    elsewhere = "that package's .tgz elsewhere and give it with --package PATH"
+    npm = shutil.which("npm")
+    if npm is None:
+        raise InputError(
+            f"{NPM_PACKAGE} comes through npm, which is not installed: install Node.js, or get {elsewhere}"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        _run("npm", [npm, "pack", "--silent", "--pack-destination", folder, NPM_PACKAGE], NPM_PACKAGE, elsewhere)
+        return _read_tarball(next(Path(folder).glob("*.tgz")))
+
+
+def _run(client: str, command: Sequence[str], what: str, elsewhere: str) -> None:
+    """Let a package client download; its last word on a failure becomes an InputError."""
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"{client} could not download {what} ({reason}); without a network, get {elsewhere}")
+
+
+def _read_tarball(package: Path) -> dict[str, bytes]:
+    """Name -> checked content of the heavy network in the npm package."""
+    member = HEAVY_LANDMARKS
+    try:
+        with tarfile.open(package, "r:gz") as archive:
+            stream = archive.extractfile(member.path)
+            if stream is None:
+                raise InputError(f"{package}: {member.path} is no file in it; expected the .tgz of {NPM_PACKAGE}")
+            content = stream.read(member.num_bytes + 1)  # never unpacks more than was asked for
+    except FileNotFoundError as error:
+        raise InputError(f"{package}: no such file; expected the .tgz of {NPM_PACKAGE}") from error
+    except KeyError as error:
+        raise InputError(f"{package}: {error.args[0]}; expected the .tgz of {NPM_PACKAGE}") from error
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise InputError(f"{package}: not a readable .tgz ({error}); download it again") from error
+    member.check(content, package)
+    return {member.name: content}
 
 
 def _store(contents: dict[str, bytes]) -> None:

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING
 from mesh.errors import InputError
 
 if TYPE_CHECKING:
+    import argparse
+
     import torch
+
+    from data.detection import Detector
 
 # Before torch is imported: threads that spin while they wait slow a busy machine down by an order of magnitude. The
 # first name is OpenMP's own, the second that of Intel's and LLVM's; whoever sets them is heard.
@@ -51,3 +55,21 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no CUDA device that torch can use; take --device cpu")
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def add_detector_option(parser: argparse.ArgumentParser) -> None:
+    """--detector, for whatever looks at pictures."""
+    parser.add_argument(
+        "--detector",
+        choices=("auto", "full", "heavy"),
+        default="auto",
+        help="network that finds the 2D joints; auto: heavy if it was fetched (tools/fetch_detector.py), else full",
+    )
+
+
+def open_detector(name: str) -> Detector:
+    """The detector that --detector names."""
+    from data.detection import Detector
+    from data.detector_files import detector_paths
+
+    return Detector(detector_paths(None if name == "auto" else name))  # type: ignore[arg-type]

@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--images", type=Path, help="image folder of the dataset: pictures over the photos")
     p.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two metrics.json (or their folders)")
+    command.add_detector_option(p)
     p.add_argument("--mirror", action="store_true", help="average with the mirror image, as recover does")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return p
@@ -206,6 +207,7 @@ def _measure(
         card |= about
     for some in samples.values():
         if isinstance(some, DrawnSamples):
+            card["detector"] = f"BlazePose {some.detector.model}"
             card["not found by the detector, so not measured"] = some.not_found
             print(f"note: the detector did not find {some.not_found} of {some.count} people", file=sys.stderr)
     if args.mirror:

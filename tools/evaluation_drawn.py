@@ -78,10 +78,16 @@ class DrawnSamples:
 
 
 def drawn_samples(
-    source: PoseSource, body: Body, config: SynthesisConfig, *, count: int, seed: int, device: torch.device
+    source: PoseSource,
+    body: Body,
+    config: SynthesisConfig,
+    detector: Detector,
+    *,
+    count: int,
+    seed: int,
+    device: torch.device,
 ) -> DrawnSamples:
     """Pictures as `tools/measure_detector.py` draws them, with the bodies and cameras of the config."""
-    detector = Detector()
     maker = PictureMaker(source, body, config, backdrops=photo_backdrops(None, detector), side_px=SIDE_PX)
     return DrawnSamples(maker=maker, detector=detector, count=count, seed=seed, device=device)
 

@@ -18,6 +18,7 @@ from data.synthesis import PoseSource
 from mesh.body import Body, load_body
 from mesh.errors import InputError
 from mesh.protocols import Protocol
+from tools import command
 from tools.evaluation_drawn import DEFAULT_COUNT, DrawnSamples, drawn_samples
 from tools.evaluation_records import GENDERS, Input, RecordSamples, RecordSettings
 from tools.evaluation_samples import SyntheticSamples, synthetic_samples
@@ -35,7 +36,8 @@ def synthetic(
         source = pose_source(replace(config.poses, source="prior"), validation=True)
     if name == "detected":
         count = args.samples or DEFAULT_COUNT
-        return drawn_samples(source, body, config.synthesis, count=count, seed=args.seed, device=device)
+        detector = command.open_detector(args.detector)
+        return drawn_samples(source, body, config.synthesis, detector, count=count, seed=args.seed, device=device)
     return synthetic_samples(
         source, body, config.synthesis, clean=name == "gt", count=args.samples or 4096, seed=args.seed, device=device
     )

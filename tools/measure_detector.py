@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER_OR_IMAGE",
         help="photos whose parts without people stand behind (default: the two that ship)",
     )
+    command.add_detector_option(p)
     p.add_argument("--out", required=True, type=Path, help="folder to write")
     return p
 
@@ -52,7 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     import torch
 
-    from data.detection import Detector
     from data.noise import NoiseConfig
     from data.synthesis import SynthesisConfig
     from mesh.body import load_body
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     require(args.seed >= 0, f"--seed must not be negative, got {args.seed}")
     require(not args.out.exists() or args.out.is_dir(), f"--out {args.out} is a file; name a folder")
     torch.set_num_threads(1)
-    detector = Detector()
+    detector = command.open_detector(args.detector)
     backdrops = photo_backdrops(args.backgrounds, detector)
     maker = PictureMaker(_poses(args.poses), load_body(), SynthesisConfig(), backdrops=backdrops, side_px=SIDE_PX)
     measured, sheet = measure(maker, detector, count=args.count, seed=args.seed)
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if measured.found.any():
         columns["noise model"] = figures(imitated(measured, NoiseConfig(), seed=args.seed))
     report = table(columns)
-    _write(args.out, measured, sheet, columns, report)
+    _write(args.out, measured, sheet, columns, report, detector.model)
     print(report)
     return 0
 
@@ -125,8 +125,9 @@ def _poses(path: str | None) -> PoseSource:
 
 
 def _write(
-    out: Path, measured: Measurements, sheet: list[np.ndarray], columns: dict[str, dict[str, float]], report: str
-) -> None:
+    out: Path, measured: Measurements, sheet: list[np.ndarray], columns: dict[str, dict[str, float]], report: str,
+    model: str,
+) -> None:  # fmt: skip
     import numpy as np
     from PIL import Image
 
@@ -137,7 +138,8 @@ def _write(
         out / "measurements.npz", **{name: getattr(measured, name) for name in measured.__dataclass_fields__}
     )
     known = {name: {k: v if v == v else None for k, v in column.items()} for name, column in columns.items()}
-    (out / "report.json").write_text(json.dumps({"people": len(measured), "figures": known}, indent=1) + "\n")
+    content = {"detector": model, "people": len(measured), "figures": known}
+    (out / "report.json").write_text(json.dumps(content, indent=1) + "\n")
     (out / "report.md").write_text(report + "\n")
     size = (_SHEET_SIDE_PX, _SHEET_SIDE_PX)
     small = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)) for image in sheet]

@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, type=Path, help="folder to write")
     p.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th moment (default 1)")
     p.add_argument("--keep-cameras", action="store_true", help="do not refine the cameras on the joints they see")
+    command.add_detector_option(p)
     p.add_argument("--body", help="SMPL model, .npz or .pkl (default: the free body that ships)")
     p.add_argument("--weights", help="weights file (default: the weights that ship)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -70,15 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     moments = find_moments(args.recording, cameras)[:: args.every]
     make_folder(args.out)
     with command.starting():
-        from data.detection import Detector
         from gcn.recovery import MeshRecovery
         from tools.multiview_report import compare, contact_sheet, markdown
 
         recovery = MeshRecovery.from_pretrained(args.weights, body=args.body, device=command.choose_device(args.device))
-        detector = Detector()
+        detector = command.open_detector(args.detector)
     views = detect(detector, moments, cameras)
     truth = find_truth(cameras, views, refine=not args.keep_cameras)
     report, recovered = compare(recovery, views, truth)
+    report = {"detector": detector.model, **report}
     sheet = contact_sheet(moments, recovered, recovery.body.faces)
     with replacing(args.out / "truth.npz") as file:
         np.savez_compressed(

@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="mend left and right taken for each other (default: on for the detector's joints, off for given ones)",
     )
+    command.add_detector_option(p)
     p.add_argument("--max-people", type=int, default=10, help="people per image at most")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return p
@@ -68,11 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = "npz" if all(job.is_array for job in jobs) else "obj,npz"
     formats = parse_formats(default if args.format is None else args.format)
     with command.starting():
-        detector = _detector(jobs)
+        detector = _detector(jobs, args.detector)
         recovery = _recovery(args)
         finder = _finder(recovery) if WITH_PARAMETERS & set(formats) else None
     inputs = [*args.inputs, *([args.keypoints] if args.keypoints else []), *(job.image for job in jobs if job.image)]
-    results = Results(args.out, recovery.body.faces, formats, protected={Path(p).resolve() for p in inputs})
+    protected = {Path(p).resolve() for p in inputs}
+    model = detector.model if detector else None
+    results = Results(args.out, recovery.body.faces, formats, protected=protected, detector=model)
     results.prepare()
     for job in jobs:
         try:
@@ -83,13 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _report(results)
 
 
-def _detector(jobs: Sequence[Job]) -> Detector | None:
+def _detector(jobs: Sequence[Job], name: str) -> Detector | None:
     """Only if a picture comes without joints."""
     if all(job.keypoints is not None or job.problem for job in jobs):
         return None
-    from data.detection import Detector
-
-    return Detector()
+    return command.open_detector(name)
 
 
 def _recovery(args: argparse.Namespace) -> MeshRecovery:

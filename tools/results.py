@@ -41,6 +41,7 @@ class Results:
     faces: np.ndarray
     formats: tuple[str, ...]
     protected: set[Path] = field(default_factory=set)
+    detector: str | None = None  # the landmark network that pictures were read with
     entries: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
     meshes: int = 0
@@ -176,7 +177,8 @@ class Results:
 
     def write_summary(self) -> None:
         """`summary.json`: every input, its people and files, and what failed."""
-        text = json.dumps({"inputs": self.entries, "failed": self.failed}, indent=1)
+        summary = {"detector": self.detector, "inputs": self.entries, "failed": self.failed}
+        text = json.dumps(summary, indent=1)
         with replacing(self.folder / "summary.json") as file:
             file.write(text.encode())
 

@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, type=Path, help="folder to write; a report in it is replaced")
     p.add_argument("--body", help="SMPL model, .npz or .pkl (default: the free body that ships)")
     p.add_argument("--weights", help="weights file (default: the weights that ship)")
+    command.add_detector_option(p)
     p.add_argument("--max-people", type=int, default=10, help="people per image at most")
     p.add_argument("--sheet", type=int, default=8, metavar="N", help="best and worst people drawn (default 8 each)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for picture in _checked(sources, checker, Downloader(args.out / "downloads", limits), sheet, failed):
             pictures.append(picture)
     finally:  # hours of work are not lost to an interrupt
-        _write(args.out, pictures, failed, sheet)
+        _write(args.out, pictures, failed, sheet, checker.detector)
     return 1 if failed else 0
 
 
@@ -136,12 +137,11 @@ def _prepare(out: Path, sources: Sequence[_Source]) -> None:
 
 
 def _checker(args: argparse.Namespace) -> Checker:
-    from data.detection import Detector
     from gcn.recovery import MeshRecovery
     from tools.robustness_checks import Checker
 
     recovery = MeshRecovery.from_pretrained(args.weights, body=args.body, device=command.choose_device(args.device))
-    return Checker(Detector(), recovery, max_people=args.max_people)
+    return Checker(command.open_detector(args.detector), recovery, max_people=args.max_people)
 
 
 def _checked(
@@ -180,12 +180,14 @@ def _reduced(image: np.ndarray) -> np.ndarray:
     return image if scale >= 1 else resized(image, (max(1, round(width * scale)), max(1, round(height * scale))))
 
 
-def _write(out: Path, pictures: Sequence[Picture], failed: Sequence[dict[str, str]], sheet: ContactSheet) -> None:
+def _write(
+    out: Path, pictures: Sequence[Picture], failed: Sequence[dict[str, str]], sheet: ContactSheet, detector: str
+) -> None:
     from mesh.files import replacing
     from tools.robustness_report import as_json, as_markdown, counts
 
     with replacing(out / "report.json") as file:
-        file.write((json.dumps(as_json(pictures, failed), indent=1) + "\n").encode())
+        file.write((json.dumps({"detector": detector, **as_json(pictures, failed)}, indent=1) + "\n").encode())
     with replacing(out / "report.md") as file:
         file.write(as_markdown(pictures, failed).encode())
     sheet.write(out / "contact_sheet.png")

@@ -95,6 +95,7 @@ class Checker:
         if body.mirror is None:
             raise InputError(f"body {body.name} has no `mirror`, which the flip check needs; take the free body")
         self._detector, self._recovery, self._max_people = detector, recovery, max_people
+        self.detector = detector.model
         self.faces, self._mirror = body.faces, body.mirror
         self._coco = body.regressor(COCO17)
         self._pelvis = body.regressor(HUMAN36M17)[HUMAN36M17.root_idx]

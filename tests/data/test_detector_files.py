@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import sys
+import tarfile
 import types
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from data import detector_files
-from data.detector_files import WheelMember, cache_dir, detector_paths, fetch_detector
+from data.detector_files import PackageMember, cache_dir, detector_paths, fetch_detector, fetch_heavy
 from mesh.errors import InputError
 from tools import command
 from tools import fetch_detector as fetch_tool
@@ -21,18 +23,20 @@ CONTENTS = {
     "mediapipe/modules/pose_detection/pose_detection.tflite": b"finds people",
     "mediapipe/modules/pose_landmark/pose_landmark_full.tflite": b"finds their joints",
 }
+HEAVY = {"package/pose_landmark_heavy.tflite": b"finds their joints better"}
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, small stand-ins for the files, and no way out to the network."""
     members = [
-        WheelMember(path=path, num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        for path, content in CONTENTS.items()
+        PackageMember(package="it", path=path, num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        for path, content in {**CONTENTS, **HEAVY}.items()
     ]
-    monkeypatch.setattr(detector_files, "POSE_DETECTION", members[0])
-    monkeypatch.setattr(detector_files, "POSE_LANDMARKS", members[1])
-    monkeypatch.setattr(detector_files, "_download", lambda: pytest.fail("went to the network"))
+    for name, member in zip(("POSE_DETECTION", "POSE_LANDMARKS", "HEAVY_LANDMARKS"), members):
+        monkeypatch.setattr(detector_files, name, member)
+    for name in ("_download", "_pack"):
+        monkeypatch.setattr(detector_files, name, lambda: pytest.fail("went to the network"))
     monkeypatch.setattr(detector_files.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("MESHRECOVERY_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -43,6 +47,23 @@ def make_wheel(path: Path, contents: Mapping[str, bytes]) -> Path:
         for name, content in contents.items():
             archive.writestr(name, content)
     return path
+
+
+def make_tarball(path: Path, contents: Mapping[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in contents.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    """The cache with the two files of the full network; the wheel they came from."""
+    wheel = make_wheel(tmp_path / "full.whl", CONTENTS)
+    fetch_detector(wheel)
+    return wheel
 
 
 def test_a_wheel_fills_the_cache_with_its_two_members_only(tmp_path: Path, cache: Path) -> None:
@@ -169,3 +190,100 @@ def test_the_command_reports_the_files_or_one_line_of_error(tmp_path: Path, caps
     assert output.out == "" and output.err.count("\n") == 1 and "missing.whl" in output.err
     assert command.run(fetch_tool.main, ["--wheel", str(make_wheel(tmp_path / "m.whl", CONTENTS))]) == 0
     assert "pose_landmark_full.tflite" in capsys.readouterr().out
+
+
+def test_the_heavy_network_is_taken_once_it_was_fetched(tmp_path: Path, full: Path) -> None:
+    assert detector_paths().model == "full"
+    package = make_tarball(tmp_path / "p.tgz", {"package/package.json": b"{}", **HEAVY})
+    files = fetch_heavy(package)
+    assert files == detector_paths() == detector_paths("heavy") and files.model == "heavy"
+    assert files.pose_landmarks.read_bytes() == b"finds their joints better"
+    assert detector_paths("full").pose_landmarks.read_bytes() == b"finds their joints"
+    assert fetch_heavy() == files  # the network is shut
+
+
+def test_a_missing_heavy_network_names_the_command_that_fetches_it(full: Path) -> None:
+    with pytest.raises(InputError, match=r"missing.*`python tools/fetch_detector\.py --heavy`"):
+        detector_paths("heavy")
+
+
+def test_a_changed_heavy_network_is_refused_even_if_it_was_not_asked_for(tmp_path: Path, full: Path) -> None:
+    fetch_heavy(make_tarball(tmp_path / "p.tgz", HEAVY)).pose_landmarks.write_bytes(b"finds nothing")
+    with pytest.raises(InputError, match=r"sha256.*fetch_detector\.py --heavy"):
+        detector_paths()
+    assert detector_paths("full").model == "full"
+
+
+def _truncated(path: Path) -> None:
+    content = make_tarball(path, HEAVY).read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.write_bytes(b"no archive"), r"not a readable \.tgz"),
+        (_truncated, r"not a readable \.tgz"),
+        (lambda path: make_tarball(path, {"package/pose_landmark_full.tflite": b""}), "pose_landmark_heavy"),
+        (lambda path: make_tarball(path, {next(iter(HEAVY)): b"finds their joints worse!"}), "sha256"),
+        (lambda path: make_tarball(path, {next(iter(HEAVY)): b"longer than it should be" * 9}), "sha256"),
+        (lambda path: path.mkdir(), r"not a readable \.tgz"),
+    ],
+    ids=["missing", "no archive", "truncated", "other content", "changed", "too long", "folder"],
+)
+def test_a_package_without_the_right_network_is_refused(
+    tmp_path: Path, cache: Path, full: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    spoil(tmp_path / "p.tgz")
+    with pytest.raises(InputError, match=message) as refusal:
+        fetch_heavy(tmp_path / "p.tgz")
+    assert "\n" not in str(refusal.value)
+    assert detector_paths().model == "full"
+    assert sorted(path.name for path in cache.iterdir()) == ["pose_detection.tflite", "pose_landmark_full.tflite"]
+
+
+def test_a_link_in_the_place_of_the_heavy_network_is_not_followed(tmp_path: Path, full: Path) -> None:
+    package = tmp_path / "p.tgz"
+    with tarfile.open(package, "w:gz") as archive:
+        entry = tarfile.TarInfo(next(iter(HEAVY)))
+        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(entry)
+    with pytest.raises(InputError, match=r"p\.tgz"):
+        fetch_heavy(package)
+    assert detector_paths().model == "full"
+
+
+def test_without_npm_the_error_says_what_else_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(detector_files.shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match=r"npm, which is not installed.*--package PATH"):
+        detector_files._pack()
+
+
+def test_npm_packs_the_pinned_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **options: object) -> types.SimpleNamespace:
+        commands.append(command)
+        make_tarball(Path(command[command.index("--pack-destination") + 1]) / "p.tgz", HEAVY)
+        return types.SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.undo()
+    heavy = next(iter(HEAVY.values()))
+    member = PackageMember(
+        package="it", path=next(iter(HEAVY)), num_bytes=len(heavy), sha256=hashlib.sha256(heavy).hexdigest()
+    )
+    monkeypatch.setattr(detector_files, "HEAVY_LANDMARKS", member)
+    monkeypatch.setattr(detector_files.shutil, "which", lambda name: "/bin/npm")
+    monkeypatch.setattr(detector_files.subprocess, "run", run)
+    assert detector_files._pack() == {"pose_landmark_heavy.tflite": heavy}
+    assert commands[0][:2] == ["/bin/npm", "pack"] and commands[0][-1] == "@mediapipe/pose@0.5.1675469404"
+
+
+def test_the_command_fetches_the_heavy_network(tmp_path: Path, full: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    package = str(make_tarball(tmp_path / "p.tgz", HEAVY))
+    assert command.run(fetch_tool.main, ["--package", package]) == 2
+    assert "--heavy as well" in capsys.readouterr().err
+    assert command.run(fetch_tool.main, ["--heavy", "--package", package]) == 0
+    assert "pose_landmark_heavy.tflite" in capsys.readouterr().out

@@ -83,6 +83,7 @@ def test_both_people_in_the_park_are_found(tmp_path: Path) -> None:
     assert run(SAMPLES / "park.jpg", "--out", tmp_path, "--no-overlay") == 0
     assert sorted(p.name for p in tmp_path.glob("*.obj")) == ["park_0.obj", "park_1.obj"]
     summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["detector"] in ("full", "heavy")
     assert [person["files"] for person in summary["inputs"][0]["people"]] == [
         ["park_0.obj", "park_0.npz"], ["park_1.obj", "park_1.npz"]
     ]  # fmt: skip
@@ -101,6 +102,12 @@ def test_a_picture_without_people_and_a_broken_one_fail_and_the_others_are_writt
     assert (tmp_path / "out" / "balance_0.obj").is_file()
     failed = json.loads((tmp_path / "out" / "summary.json").read_text())["failed"]
     assert [Path(f["input"]).name for f in failed] == ["meadow.png", "text.jpg"]
+
+
+def test_the_detector_that_is_named_must_be_there(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("MESHRECOVERY_CACHE", str(tmp_path / "cache"))
+    assert run(SAMPLES / "park.jpg", "--out", tmp_path / "out", "--detector", "heavy") == 2
+    assert "missing" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_standing_pose_becomes_a_standing_body(tmp_path: Path, standing: np.ndarray) -> None:

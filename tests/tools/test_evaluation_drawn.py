@@ -24,6 +24,8 @@ BODY = load_body()
 class TruthfulDetector:
     """Finds every person but the second, without error: it watches what is drawn."""
 
+    model = "full"
+
     def __init__(self, maker: PictureMaker) -> None:
         self.drawn: list[np.ndarray] = []
         shots = maker.shots
@@ -89,15 +91,18 @@ def test_nobody_found_is_refused() -> None:
 def test_the_card_says_how_many_were_not_found(tmp_path: Path, monkeypatch, capsys) -> None:
     asked = []
 
-    def drawn(source, body, config, *, count, seed, device):
-        asked.append((count, config.camera.tilted))
+    def drawn(source, body, config, detector, *, count, seed, device):
+        asked.append((count, config.camera.tilted, detector))
         return samples(count)
 
     monkeypatch.setattr("tools.evaluation_sources.drawn_samples", drawn)
+    monkeypatch.setattr("tools.command.open_detector", lambda name: f"{name} it is")
     argv = ["--dataset", "prior", "--input", "detected", "--samples", "4", "--device", "cpu", "--out", str(tmp_path)]
+    argv += ["--detector", "heavy"]
     assert command.run(evaluate.main, argv) == 0
-    assert asked == [(4, 0.0)]  # the cameras of configs/evaluation.yaml
+    assert asked == [(4, 0.0, "heavy it is")]  # the cameras of configs/evaluation.yaml
     assert "did not find 1 of 4 people" in capsys.readouterr().err
     report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["protocol"]["detector"] == "BlazePose full"  # the stand-in's
     assert report["protocol"]["not found by the detector, so not measured"] == 1
     assert report["metrics"]["detected"]["mpjpe_mm"] > 0

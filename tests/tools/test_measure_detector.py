@@ -57,12 +57,14 @@ def test_truth_and_detections_are_kept_person_by_person() -> None:
 class BlindDetector:
     """Finds nobody."""
 
+    model = "full"
+
     def detect(self, image: np.ndarray, *, tiles: bool | None = None) -> Keypoints:
         return Keypoints(positions_px=np.zeros((0, 33, 2)), confidence=np.zeros((0, 33)), joint_set=BLAZEPOSE33)
 
 
 def test_the_command_writes_measurements_report_and_pictures(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("data.detection.Detector", BlindDetector)
+    monkeypatch.setattr("tools.command.open_detector", lambda name: BlindDetector())
     out = tmp_path / "new" / "folder"
     assert command.run(measure_detector.main, ["--count", "2", "--out", str(out)]) == 0
     assert {p.name for p in out.iterdir()} == {
@@ -71,7 +73,7 @@ def test_the_command_writes_measurements_report_and_pictures(tmp_path: Path, mon
     with np.load(out / "measurements.npz") as columns:
         assert columns["truth_px"].shape == (2, 17, 2) and not columns["found"].any()
     report = json.loads((out / "report.json").read_text())
-    assert report["people"] == 2 and set(report["figures"]) == {"detector"}
+    assert report["detector"] == "full" and report["people"] == 2 and set(report["figures"]) == {"detector"}
     assert report["figures"]["detector"]["nose: median error, sizes"] is None
     assert "whole body exchanged" in capsys.readouterr().out
 

@@ -134,6 +134,8 @@ def test_cameras_that_never_agree_are_refused(joints) -> None:
 class RecordedDetector:
     """Gives what `views` hold, moment by moment, camera by camera, and a small bystander."""
 
+    model = "full"
+
     def __init__(self, given: Views) -> None:
         self.given, self.calls = given, 0
 
@@ -167,11 +169,12 @@ def recording(folder: Path) -> Path:
 def test_the_command_reports_every_view_and_leaves_a_sheet(joints, tmp_path: Path, monkeypatch, capsys) -> None:
     pytest.importorskip("tomllib")
     given = views(joints, exchanged=[3])
-    monkeypatch.setattr("data.detection.Detector", lambda: RecordedDetector(given))
+    monkeypatch.setattr("tools.command.open_detector", lambda name: RecordedDetector(given))
     folder, out = recording(tmp_path / "rec"), tmp_path / "out"
     assert command.run(multiview.main, [str(folder), "--out", str(out), "--device", "cpu", "--keep-cameras"]) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["moments"] == report["moments that the cameras agree on"] == MOMENTS
+    assert report["detector"] == "full"
     shares = [view["left and right exchanged by the detector"] for view in report["views"].values()]
     assert shares == [0, 0, 0, 1]
     errors = report["errors, mm"]
@@ -197,7 +200,7 @@ def test_a_view_with_too_few_joints_is_counted_and_not_measured(joints, tmp_path
     trunk = [IN_BLAZEPOSE[COCO17.index(f"{side}_{part}")] for side in ("left", "right") for part in ("shoulder", "hip")]
     given.confidence[2, 1] = 0
     given.confidence[2, 1, trunk] = 0.9
-    monkeypatch.setattr("data.detection.Detector", lambda: RecordedDetector(given))
+    monkeypatch.setattr("tools.command.open_detector", lambda name: RecordedDetector(given))
     folder, out = recording(tmp_path / "rec"), tmp_path / "out"
     assert command.run(multiview.main, [str(folder), "--out", str(out), "--device", "cpu", "--keep-cameras"]) == 0
     report = json.loads((out / "report.json").read_text())
@@ -211,7 +214,7 @@ def test_an_output_folder_that_cannot_be_is_refused_before_anything_is_detected(
     tmp_path: Path, monkeypatch, capsys, where: str
 ) -> None:
     pytest.importorskip("tomllib")
-    monkeypatch.setattr("data.detection.Detector", lambda: pytest.fail("too late"))
+    monkeypatch.setattr("tools.command.open_detector", lambda name: pytest.fail("too late"))
     folder = recording(tmp_path / "rec")
     (tmp_path / "file").write_text("")
     assert command.run(multiview.main, [str(folder), "--out", str(tmp_path / where)]) == 2
@@ -232,7 +235,7 @@ def test_an_output_folder_that_cannot_be_is_refused_before_anything_is_detected(
 )
 def test_a_wrong_recording_ends_with_one_line(joints, tmp_path, monkeypatch, capsys, spoil, words, message) -> None:
     pytest.importorskip("tomllib")
-    monkeypatch.setattr("data.detection.Detector", lambda: RecordedDetector(views(joints)))
+    monkeypatch.setattr("tools.command.open_detector", lambda name: RecordedDetector(views(joints)))
     folder = recording(tmp_path / "rec")
     spoil(folder)
     out = tmp_path / "out"

@@ -35,6 +35,7 @@ class Checker:
     """Finds one person in pictures that are bright."""
 
     faces = BODY.faces
+    detector = "full"
 
     def check(self, image: np.ndarray) -> tuple[list[PersonChecks], Recovered]:
         count = int(image.mean() > 100)
@@ -81,6 +82,7 @@ def test_a_folder_gives_report_table_and_sheet(photos: Path, tmp_path: Path, cap
     assert run(photos, "--out", out) == 0
     assert {path.name for path in out.iterdir()} == {"report.json", "report.md", "contact_sheet.png"}
     report = json.loads((out / "report.json").read_text())
+    assert report["detector"] == "full"
     assert [len(row["people"]) for row in report["pictures"]] == [1, 0] and report["failed"] == []
     assert "1 of 2 (50.0 %)" in (out / "report.md").read_text() and "people: 1" in capsys.readouterr().out
 

@@ -47,6 +47,8 @@ def picture(*boxes: tuple[int, int, int, int]) -> np.ndarray:
 class BoxDetector:
     """Finds a standing person in every coloured box; `blind` is a width of the picture in which it finds nobody."""
 
+    model = "full"
+
     def __init__(self, blind: int = 0) -> None:
         self.blind = blind
 
