@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import warnings
 from pathlib import Path
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+# EXIF tags, and which focal lengths on full frame are lenses at all.
+_EXIF, _FOCAL_FULL_FRAME_MM, _STATED_WIDTH, _STATED_HEIGHT = 0x8769, 0xA405, 0xA002, 0xA003
+_FULL_FRAME_DIAGONAL_MM = 43.27
+_LEAST_FOCAL_MM, _LARGEST_FOCAL_MM = 6.0, 3000.0
+_SAME_PROPORTION = 0.02
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow's decoders raise on damaged files
 
 
@@ -45,6 +51,30 @@ def read_image(path: str | Path) -> np.ndarray:
         raise
     except _BROKEN as error:
         raise InputError(f"{path}: the picture is damaged ({error}); copy or export it again") from error
+
+
+def read_focal(path: str | Path) -> float | None:
+    """The focal length that a photo's EXIF data tell, in diagonals of the picture; None if they tell none.
+
+    It is that of a full-frame camera with the same angle of view, whose diagonal is 43.27 mm. A picture whose sides are
+    not in the proportion that EXIF states has been cropped, and nothing is known.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            exif, size = image.getexif().get_ifd(_EXIF), image.size
+            focal, stated = exif.get(_FOCAL_FULL_FRAME_MM), (exif.get(_STATED_WIDTH), exif.get(_STATED_HEIGHT))
+            focal_mm, stated_px = float(focal or 0), [float(side or 0) for side in stated]
+    except (*_BROKEN, TypeError, ArithmeticError, Image.DecompressionBombError):  # no picture, or no sound EXIF data
+        return None
+    if not _LEAST_FOCAL_MM <= focal_mm <= _LARGEST_FOCAL_MM:  # some cameras write 0 for unknown
+        return None
+    if all(side > 0 for side in stated_px):
+        proportion = max(stated_px) / min(stated_px) / (max(size) / min(size))
+        if abs(math.log(proportion)) > _SAME_PROPORTION:
+            return None
+    return focal_mm / _FULL_FRAME_DIAGONAL_MM
 
 
 def find_images(folder: str | Path) -> list[Path]:

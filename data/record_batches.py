@@ -85,7 +85,7 @@ class RecordBatches:
             shape = (self.config.shape_sd * draws.randn(shape.shape[1])).clamp(-3, 3)
         joints, regressed = self._studio.joint_model(rotations, shape)
         pelvis = regressed[:, HUMAN36M17.root_idx, None]
-        keypoints, confidence = self._input(rows, joints, pelvis, place, mirrored, draws)
+        keypoints, confidence, intrinsics = self._input(rows, joints, pelvis, place, mirrored, draws)
         coco, coco_valid = self._recorded_joints(rows, self._coco3d, COCO19, mirrored)
         human, human_valid = self._recorded_joints(rows, self._human36m3d, HUMAN36M17, mirrored)
         body = has_body[:, None, None]
@@ -102,6 +102,7 @@ class RecordBatches:
             regressed_valid=has_body[:, None] | human_valid,
             mesh_valid=has_body,
             ids=torch.from_numpy(rows).to(self.device),
+            intrinsics=intrinsics,
         )
 
     def _column(self, name: str, rows: np.ndarray) -> Tensor:
@@ -145,8 +146,12 @@ class RecordBatches:
 
     def _input(
         self, rows: np.ndarray, joints: Tensor, pelvis: Tensor, place: Tensor, mirrored: Tensor, draws: Draws
-    ) -> tuple[Tensor, Tensor]:
-        """What the networks see: (B, 19, 2) px, (B, 19)."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the networks see: (B, 19, 2) px, (B, 19), and what they are told of the cameras, (B, 4) px."""
+        intrinsics = torch.zeros(len(rows), 4, device=self.device)
+        if self.sampling.camera == "recorded" and "intrinsics" in self.records:
+            mirror = intrinsics.new_tensor((1.0, 1.0, -1.0, 1.0))
+            intrinsics = self._column("intrinsics", rows) * torch.where(mirrored, mirror, 1.0)
         if self.sampling.input == "recorded":
             index, known = self._joints2d
             points = self._column("joints2d", rows)[:, index]
@@ -154,17 +159,18 @@ class RecordBatches:
             flipped = list(COCO17.flip_permutation)
             points = torch.where(mirrored[..., None], mirror_keypoints(points, COCO17, 0.0), points)
             confidence = torch.where(mirrored, confidence[:, flipped], confidence)
-            return with_derived(points, confidence)
+            return *with_derived(points, confidence), intrinsics
         if self.sampling.camera == "random":
-            exact = self._studio.photograph(joints - pelvis, draws)
+            exact, focal = self._studio.photograph(joints - pelvis, draws)
         else:
-            intrinsics = self._column("intrinsics", rows)
-            centre = intrinsics[:, 2:] * torch.where(mirrored, intrinsics.new_tensor((-1.0, 1.0)), 1.0)
+            centre = intrinsics[:, 2:]
             ratio = (intrinsics[:, 1] / intrinsics[:, 0])[:, None, None]
             exact = project(joints + place[:, None], intrinsics[:, 0], torch.zeros_like(centre))
             exact = exact * torch.cat((torch.ones_like(ratio), ratio), dim=-1) + centre[:, None]
         noisy, confidence = add_noise(exact[:, : len(COCO17)], joints, self.config.noise, draws)
-        return with_derived(noisy, confidence)
+        if self.sampling.camera == "random":
+            intrinsics = self._studio.told(focal, draws)
+        return *with_derived(noisy, confidence), intrinsics
 
     def _recorded_joints(
         self, rows: np.ndarray, names: tuple[Tensor, Tensor], target: JointSet, mirrored: Tensor

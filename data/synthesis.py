@@ -15,7 +15,7 @@ from data.draws import Draws
 from data.noise import NoiseConfig, add_noise
 from data.order import Order, SampleOrder
 from mesh.body import Body
-from mesh.camera import project
+from mesh.camera import diagonal_intrinsics, project
 from mesh.errors import require
 from mesh.joints import COCO17, COCO19, HUMAN36M17
 from mesh.rotation import quaternion_to_matrix
@@ -62,6 +62,8 @@ class CameraConfig:
     focal: tuple[float, float] = (0.8, 2.5)  # in picture heights, log-uniform
     fill: tuple[float, float] = (0.3, 1.0)  # the person's extent in picture heights
     off_centre: float = 0.35  # the person's place, in picture heights from the middle
+    told: float = 0.25  # share of samples whose focal length the networks are told; of the others it is assumed
+    untold: float = 0.25  # share of samples of whose camera the networks are told nothing at all
     tilted: float = 0.15  # share of samples whose whole body is turned further
     tilt_sd_deg: float = 46.0
 
@@ -69,7 +71,9 @@ class CameraConfig:
         for name in ("focal", "fill"):
             low, high = getattr(self, name)
             require(0 < low <= high, f"camera.{name} must be two ascending positive numbers, got {[low, high]}")
-        require(0 <= self.tilted <= 1, f"camera.tilted must lie in [0, 1], got {self.tilted}")
+        for name in ("tilted", "told", "untold"):
+            require(0 <= getattr(self, name) <= 1, f"camera.{name} must lie in [0, 1], got {getattr(self, name)}")
+        require(self.told + self.untold <= 1, "camera.told and camera.untold must not exceed 1 together")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +112,8 @@ class Studio:
         roll = draws.randn() * math.radians(camera.roll_sd_deg)
         return camera_from_world(yaw, pitch, roll)
 
-    def photograph(self, joints_m: Tensor, draws: Draws) -> Tensor:
-        """Root-relative joints to pixels of an imagined picture, (B, J, 3) -> (B, J, 2)."""
+    def photograph(self, joints_m: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Root-relative joints (B, J, 3) to an imagined picture: (B, J, 2) px, and its focal length, (B,) px."""
         camera = self.config.camera
         focal = _uniform([math.log(f) for f in camera.focal], draws).exp()
         fill = _uniform(camera.fill, draws)
@@ -119,7 +123,15 @@ class Studio:
         place = (2 * draws.rand(2) - 1) * camera.off_centre
         root = torch.cat((place * (depth / focal)[:, None], depth[:, None]), dim=1)
         middle = torch.full((len(joints_m), 2), IMAGE_HEIGHT_PX / 2, device=self.device)
-        return project(joints_m + root[:, None], focal * IMAGE_HEIGHT_PX, middle)
+        return project(joints_m + root[:, None], focal * IMAGE_HEIGHT_PX, middle), focal * IMAGE_HEIGHT_PX
+
+    def told(self, focal_px: Tensor, draws: Draws) -> Tensor:
+        """What the networks are told of the imagined cameras, (B,) px -> (B, 4) of `mesh.samples.Batch`."""
+        camera = self.config.camera
+        assumed = focal_px.new_tensor(diagonal_intrinsics((IMAGE_HEIGHT_PX, IMAGE_HEIGHT_PX))).repeat(len(focal_px), 1)
+        lot = draws.rand(1)
+        assumed[:, :2] = torch.where(lot < camera.told, focal_px[:, None], assumed[:, :2])
+        return torch.where(lot >= 1 - camera.untold, 0.0, assumed)
 
 
 class Synthesiser(Studio):
@@ -160,9 +172,10 @@ class Synthesiser(Studio):
         shape = (config.shape_sd * draws.randn(self.joint_model.num_shape)).clamp(-3, 3)
         joints, regressed = self.joint_model(rotations, shape)
         pelvis = regressed[:, HUMAN36M17.root_idx, None]
-        keypoints = self.photograph(joints - pelvis, draws)
+        keypoints, focal = self.photograph(joints - pelvis, draws)
         noisy, confidence = add_noise(keypoints[:, : len(COCO17)], joints, config.noise, draws)
         keypoints, confidence = with_derived(noisy, confidence)
+        intrinsics = self.told(focal, draws)
         all_known = torch.ones(len(index), len(COCO19), dtype=torch.bool, device=self.device)
         return Batch(
             keypoints_px=keypoints,
@@ -174,6 +187,7 @@ class Synthesiser(Studio):
             regressed_valid=all_known[:, : len(HUMAN36M17)],
             mesh_valid=all_known[:, 0],
             ids=index.to(self.device),
+            intrinsics=intrinsics,
         )
 
 

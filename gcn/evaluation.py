@@ -30,14 +30,15 @@ def _joined(rows: list[Errors]) -> Errors:
 @torch.inference_mode()
 def predict_mesh(model: nn.Module, batch: Batch, size: int = _BATCH) -> Tensor:
     """Vertices of a batch of any size, `size` at a time: (B, V, 3) metres."""
-    pieces = zip(batch.keypoints_px.split(size), batch.confidence.split(size))
-    return torch.cat([model(keypoints, confidence)[1] for keypoints, confidence in pieces])
+    given = (batch.keypoints_px, batch.confidence, *(() if batch.intrinsics is None else (batch.intrinsics,)))
+    return torch.cat([model(*piece)[1] for piece in zip(*(t.split(size) for t in given))])
 
 
 @torch.inference_mode()
 def lift(posenet: nn.Module, config: ModelConfig, batch: Batch) -> Tensor:
-    """The lifted joints of a batch, (B, 19, 3) metres, relative to their pelvis."""
-    return posenet(config.features(batch.keypoints_px, batch.confidence))
+    """The lifted joints of a batch, (B, 19, 3) metres, camera frame, relative to their pelvis."""
+    seen = config.see(batch.keypoints_px, batch.confidence, batch.intrinsics)
+    return seen.to_camera(posenet(seen.features))
 
 
 def lift_scores(lifted_m: Tensor, batch: Batch) -> tuple[Errors, Tensor]:
@@ -77,7 +78,7 @@ def labeling_errors(labeling: nn.Module, config: ModelConfig, batches: Iterable[
     """Per sample, 1 or 0: correct labels exchanged, exchanged labels left, under the detector's prior odds."""
     rows = []
     for batch in batches:
-        features = config.features(batch.keypoints_px, batch.confidence)
+        features = config.see(batch.keypoints_px, batch.confidence, batch.intrinsics).features
         wrongly = exchanged_probability(labeling(features)) > 0.5
         missed = exchanged_probability(labeling(exchange_labels(features))) <= 0.5
         rows.append({"wrongly_exchanged": wrongly.float(), "exchange_missed": missed.float()})

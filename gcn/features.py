@@ -7,7 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mesh.camera import TYPICAL_EXTENT
+
 Normalisation = Literal["isotropic", "per_axis"]
+_LARGEST = 5.0
 
 
 def normalise_keypoints(keypoints_px: Tensor, confidence: Tensor, mode: Normalisation = "isotropic") -> Tensor:
@@ -34,3 +37,15 @@ def pose_features(
     """Normalised positions and, unless switched off, confidence: (B, J, 2 or 3)."""
     positions = normalise_keypoints(keypoints_px, confidence, mode)
     return torch.cat((positions, confidence[..., None]), dim=-1) if with_confidence else positions
+
+
+def relative_extent(view: Tensor, confidence: Tensor) -> Tensor:
+    """How large the person is to the camera, 1 for `TYPICAL_EXTENT`: (B, J, 2) in focal lengths, (B, J) -> (B,).
+
+    The nearer a person, the larger, and the more does perspective enlarge what is nearest. At most `_LARGEST`.
+    """
+    known = (confidence > 0).to(view.dtype)[..., None]
+    count = known.sum(1, keepdim=True).clamp_min(1)
+    centred = (view - (known * view).sum(1, keepdim=True) / count) * known
+    extent = (centred.square().sum((1, 2)) / count[:, 0, 0]).sqrt()
+    return (extent / TYPICAL_EXTENT).clamp_max(_LARGEST)

@@ -22,15 +22,23 @@ class MirrorAveraged(nn.Module):
         self.model = model
         self.register_buffer("mirror", torch.from_numpy(body.mirror), persistent=False)
 
-    def forward(self, keypoints_px: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 19, 2) px, (B, 19) -> lifted joints (B, 19, 3), vertices (B, V, 3), each the mean of both looks."""
-        joints, vertices = zip(*self.looks(keypoints_px, confidence))
+    def forward(
+        self, keypoints_px: Tensor, confidence: Tensor, intrinsics: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `Pose2Mesh`: lifted joints (B, 19, 3), vertices (B, V, 3), each the mean of both looks."""
+        joints, vertices = zip(*self.looks(keypoints_px, confidence, intrinsics))
         return (joints[0] + joints[1]) / 2, (vertices[0] + vertices[1]) / 2
 
-    def looks(self, keypoints_px: Tensor, confidence: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def looks(
+        self, keypoints_px: Tensor, confidence: Tensor, intrinsics: Tensor | None = None
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Joints and vertices as they are seen, and as they are seen in the mirror, mirrored back."""
         order = list(JOINTS.flip_permutation)
         mirrored_px = keypoints_px[:, order] * keypoints_px.new_tensor((-1.0, 1.0))
-        joints, vertices = self.model(mirrored_px, confidence[:, order])
+        mirrored = None if intrinsics is None else intrinsics * intrinsics.new_tensor((1.0, 1.0, -1.0, 1.0))
+        joints, vertices = self.model(mirrored_px, confidence[:, order], mirrored)
         back = joints.new_tensor((-1.0, 1.0, 1.0))
-        return self.model(keypoints_px, confidence), (joints[:, order] * back, vertices[:, self.mirror] * back)
+        return self.model(keypoints_px, confidence, intrinsics), (
+            joints[:, order] * back,
+            vertices[:, self.mirror] * back,
+        )

@@ -59,13 +59,15 @@ class LifterObjective:
 
     def values(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """See `Objective`."""
-        features = self.config.features(batch.keypoints_px, batch.confidence)
+        seen = self.config.see(batch.keypoints_px, batch.confidence, batch.intrinsics)
+        features = seen.features
         values: dict[str, Tensor] = {}
         if self.cycle:
-            joints, decoded = (t.float() for t in model(features, cycle=True))
+            lifted, decoded = (t.float() for t in model(features, cycle=True))
             values["cycle"] = cycle_loss(decoded, features[..., :2], batch.confidence > 0)
         else:
-            joints = model(features).float()
+            lifted = model(features).float()
+        joints = seen.to_camera(lifted)
         values["lift_joint"] = point_l1(joints, batch.joints_m, batch.joints_valid)
         for name, term in self.compared.items():
             values[name] = term(joints, batch.joints_m, batch.joints_valid)
@@ -86,7 +88,7 @@ class LabelingObjective:
 
     def values(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """See `Objective`."""
-        features = self.config.features(batch.keypoints_px, batch.confidence)
+        features = self.config.see(batch.keypoints_px, batch.confidence, batch.intrinsics).features
         mixed, exchanged = exchange_some(features, torch.rand(len(batch), device=features.device))
         return {"labeling": labeling_loss(model(mixed).float(), exchanged)}
 
@@ -125,12 +127,13 @@ class UncertaintyObjective:
     def judge(self, batch: Batch) -> Judged:
         """Mesh and truth, pelvis at pelvis; in float32, so that rounding is not taken for an error."""
         with torch.autocast(batch.keypoints_px.device.type, enabled=False):
-            (seen, one), (mirrored, other) = self.averaged.looks(batch.keypoints_px, batch.confidence)
+            given = (batch.keypoints_px, batch.confidence, batch.intrinsics)
+            (seen, one), (mirrored, other) = self.averaged.looks(*given)
             joints = self.regressor(((one + other) / 2).transpose(0, 1)).transpose(0, 1)
             joints = joints - joints[:, HUMAN36M17.root_idx, None]
             known = batch.regressed_valid
             error = (joints - torch.where(known[..., None], batch.regressed_m, 0.0)).norm(dim=-1)
-            features = self.averaged.model.config.features(batch.keypoints_px, batch.confidence)
+            features = self.averaged.model.config.see(*given).features
             return Judged(features=features, seen=seen, mirrored=mirrored, error_m=error, known=known)
 
     def values(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -164,7 +167,7 @@ class MeshObjective:
         """See `Objective`."""
         if batch.vertices_m is None:
             raise ValueError("the mesh stage needs batches with vertices")
-        joints, vertices = (t.float() for t in model(batch.keypoints_px, batch.confidence))
+        joints, vertices = (t.float() for t in model(batch.keypoints_px, batch.confidence, batch.intrinsics))
         regressed = self.regressor(vertices.transpose(0, 1)).transpose(0, 1)
         # Unknown meshes are put at zero, so that whatever stands there reaches no gradient.
         true = torch.where(batch.mesh_valid[:, None, None], batch.vertices_m, 0.0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gcn.coarsening import Hierarchy, coarsen, hierarchy_from_parents
-from gcn.features import Normalisation, pose_features
+from gcn.features import Normalisation, pose_features, relative_extent
 from gcn.frames import GRAPH_LEVEL, NODE_LEVEL, NodeFrames, fit_frames
 from gcn.labeling import LabelingConfig, LabelingNet
 from gcn.lifters.cyclic import CyclicConfig, CyclicLifter
@@ -29,6 +29,7 @@ from gcn.posenet import PoseNet, PoseNetConfig
 from gcn.uncertainty import ErrorNet, UncertaintyConfig, weights_digest
 from gcn.upsampling import Upsampling, fit_upsampling
 from mesh.body import Body
+from mesh.camera import centred_view
 from mesh.errors import InputError, require
 from mesh.files import replacing
 from mesh.joints import COCO19
@@ -40,13 +41,31 @@ _EARLIER = "holds a mesh network of an earlier version: train it anew; its lifte
 
 
 @dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the networks see of B people, `features` (B, J, C), in the frame that `turn` (B, 3, 3) leads from into the
+    camera's; None: it is the camera's."""
+
+    features: Tensor
+    turn: Tensor | None
+
+    def to_camera(self, points: Tensor) -> Tensor:
+        """What the networks found, in the camera's frame: (B, N, 3) -> (B, N, 3)."""
+        return points if self.turn is None else points @ self.turn.transpose(1, 2).to(points)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The networks and how their input is prepared.
 
     `lifter` names the network that lifts 2D joints to 3D, whose size stands in the section of that name. Any of them
     can keep to the picture's x and y (`depth_only`) and be followed by a denoiser of 3D poses (`denoise`).
+
+    `view`: "centred" networks see the person as a camera does that is turned towards them, and how large they are to it
+    (`mesh.camera.centred_view`); "picture" networks see the joints as they lie in the picture, free of place and size,
+    as the original does.
     """
 
+    view: Literal["centred", "picture"] = "centred"
     normalisation: Normalisation = "isotropic"
     confidence: bool = True
     lifter: Literal["posenet", "martinez", "semgcn", "cyclic"] = "posenet"
@@ -66,9 +85,15 @@ class ModelConfig:
             not self.depth_only or self.normalisation == "isotropic",
             "model.depth_only takes x and y from the picture, which needs model.normalisation=isotropic",
         )
+        require(
+            self.confidence or self.view == "picture",
+            "networks without model.confidence see the joints as they lie in the picture: set model.view=picture",
+        )
 
     @property
     def feature_channels(self) -> int:
+        if self.view == "centred":
+            return 4
         return 3 if self.confidence else 2
 
     @property
@@ -76,9 +101,17 @@ class ModelConfig:
         """Whether the lifter can be asked for its 2D joints again."""
         return self.lifter == "cyclic" and self.cyclic.decoder and not self.depth_only and not self.denoise
 
-    def features(self, keypoints_px: Tensor, confidence: Tensor) -> Tensor:
-        """What every network sees of the picture, (B, J, 2), (B, J) -> (B, J, C)."""
-        return pose_features(keypoints_px, confidence, self.normalisation, with_confidence=self.confidence)
+    def see(self, keypoints_px: Tensor, confidence: Tensor, intrinsics: Tensor | None = None) -> Seen:
+        """What every network sees of the picture: (B, J, 2), (B, J), (B, 4) of the camera, 0 or None: not known."""
+        if self.view == "picture":
+            features = pose_features(keypoints_px, confidence, self.normalisation, with_confidence=self.confidence)
+            return Seen(features=features, turn=None)
+        if intrinsics is None:
+            intrinsics = keypoints_px.new_zeros(len(keypoints_px), 4)
+        view, turn = centred_view(keypoints_px, confidence, intrinsics)
+        features = pose_features(view, confidence, self.normalisation)
+        extent = relative_extent(view, confidence)[:, None, None].expand(-1, features.shape[1], 1)
+        return Seen(features=torch.cat((features, extent), dim=-1), turn=turn)
 
 
 _LIFTERS: dict[str, Callable[..., nn.Module]] = {
@@ -181,14 +214,17 @@ class Pose2Mesh(nn.Module):
             self.posenet.eval()
         return self
 
-    def forward(self, keypoints_px: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 19, 2) px, (B, 19) -> lifted joints (B, 19, 3), vertices (B, V, 3).
+    def forward(
+        self, keypoints_px: Tensor, confidence: Tensor, intrinsics: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, 19, 2) px, (B, 19), (B, 4) px or None -> lifted joints (B, 19, 3), vertices (B, V, 3), camera frame.
 
         The mesh loss does not reach PoseNet: its output is detached, as in the original.
         """
-        features = self.config.features(keypoints_px, confidence)
-        joints = self.posenet(features)
-        return joints, self.meshnet(features, joints.detach())
+        seen = self.config.see(keypoints_px, confidence, intrinsics)
+        joints = self.posenet(seen.features)
+        vertices = self.meshnet(seen.features, joints.detach())
+        return seen.to_camera(joints), seen.to_camera(vertices)
 
 
 def build_labeling(config: ModelConfig) -> LabelingNet:
@@ -264,7 +300,7 @@ def _consistent(path: Path) -> Iterator[None]:
 
 def model_config(text: str) -> ModelConfig:
     """The config that `json.dumps(asdict(config))` wrote."""
-    values: dict[str, Any] = json.loads(text)
+    values: dict[str, Any] = {"view": "picture", **json.loads(text)}  # files of before there were views do not say
     parts = {f.name: f.default_factory for f in fields(ModelConfig) if f.default_factory is not MISSING}
     return ModelConfig(**values | {name: part(**values.get(name, {})) for name, part in parts.items()})
 

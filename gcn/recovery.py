@@ -19,7 +19,8 @@ from gcn.mirroring import MirrorAveraged
 from gcn.pose2mesh import JOINTS, ModelConfig, Pose2Mesh, load_labeling, load_pose2mesh, load_uncertainty
 from gcn.uncertainty import ErrorNet
 from mesh.body import Body, load_body
-from mesh.camera import apply_weak_perspective, fit_weak_perspective
+from mesh.camera import apply_weak_perspective, diagonal_intrinsics, fit_weak_perspective
+from mesh.errors import require
 from mesh.joints import COCO17, HUMAN36M17, MIN_CONFIDENCE, Keypoints
 from mesh.protocols import JointRegression
 
@@ -134,17 +135,27 @@ class MeshRecovery:
                 read_half(model)
             return cls(model, labeling, loaded, device, uncertainty)
 
-    def recover(self, keypoints: Keypoints, *, batch_size: int = 256, exchange: bool = False) -> Recovered:
+    def recover(
+        self, keypoints: Keypoints, *, batch_size: int = 256, exchange: bool = False, focal_px: float | None = None
+    ) -> Recovered:
         """Meshes of all people, any joint set that has hips and shoulders.
 
         Detectors now and then take left for right in the whole body. With `exchange`, the labeling that
         the left/right network finds more probable is used, under the prior odds `gcn.labeling.PRIOR_EXCHANGED`.
+
+        `focal_px`: the focal length of the picture, whose axis is taken to go through the middle; by default the
+        picture's diagonal. It tells from where a person off the middle is seen. Keypoints without an `image_size` are
+        taken as those of a picture around the person.
         """
+        if focal_px is not None:
+            require(0 < focal_px < float("inf"), f"the focal length must be a positive number of px, got {focal_px}")
+            require(keypoints.image_size is not None, "a focal length needs keypoints whose image size is known")
         coco = keypoints.to(JOINTS)
         if not len(coco):
             return self._nobody()
         batches = np.array_split(np.arange(len(coco)), -(-len(coco) // batch_size))
-        parts = [self._recover_batch(coco.select(some), exchange) for some in batches]
+        intrinsics = _intrinsics(keypoints.image_size, focal_px).to(self.device)
+        parts = [self._recover_batch(coco.select(some), exchange, intrinsics) for some in batches]
         return Recovered(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Recovered)})
 
     def _nobody(self) -> Recovered:
@@ -157,17 +168,20 @@ class MeshRecovery:
         )  # fmt: skip
 
     @torch.inference_mode()
-    def _recover_batch(self, keypoints: Keypoints, exchange: bool) -> Recovered:
+    def _recover_batch(self, keypoints: Keypoints, exchange: bool, camera: Tensor) -> Recovered:
         positions = torch.from_numpy(keypoints.positions_px).to(self.device, torch.float32)
         confidence = torch.from_numpy(keypoints.confidence).to(self.device, torch.float32)
         valid = (confidence[:, : len(COCO17)] >= MIN_CONFIDENCE).sum(1) >= MIN_JOINTS
-        probability = exchanged_probability(self._labeling(self._labeling_config.features(positions, confidence)))
+        intrinsics = camera.repeat(len(positions), 1)
+        as_labeled = self._labeling_config.see(positions, confidence, intrinsics).features
+        probability = exchanged_probability(self._labeling(as_labeled))
         exchanged = (probability > 0.5) & exchange
         mirrored = list(JOINTS.flip_permutation)
         positions = torch.where(exchanged[:, None, None], positions[:, mirrored], positions)
         confidence = torch.where(exchanged[:, None], confidence[:, mirrored], confidence)
-        valid &= self.model.config.features(positions, confidence)[..., :2].abs().amax((1, 2)) > 0
-        vertices, spread, expected = self._vertices(positions, confidence)
+        features = self.model.config.see(positions, confidence, intrinsics).features
+        valid &= features[..., :2].abs().amax((1, 2)) > 0
+        vertices, spread, expected = self._vertices(positions, confidence, intrinsics, features)
         joints, seen = (found.float() for found in self._regress(vertices))
         pelvis = joints[:, HUMAN36M17.root_idx, None]
         vertices, joints, seen = vertices - pelvis, joints - pelvis, seen - pelvis
@@ -190,19 +204,30 @@ class MeshRecovery:
             valid=valid.cpu().numpy(),
         )
 
-    def _vertices(self, positions: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _vertices(
+        self, positions: Tensor, confidence: Tensor, intrinsics: Tensor, features: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, V, 3), averaged with those found in the mirror image, their mean distance from these (B,), and how far
         off the joints probably are (B, 17); metres.
         """
         expected = positions.new_full((len(positions), len(HUMAN36M17)), torch.nan)
         if self._averaged is None:
-            vertices = self.model(positions, confidence)[1]
+            vertices = self.model(positions, confidence, intrinsics)[1]
             return vertices, vertices.new_zeros(len(vertices)), expected
-        (lifted, seen), (lifted_mirrored, mirrored) = self._averaged.looks(positions, confidence)
+        (lifted, seen), (lifted_mirrored, mirrored) = self._averaged.looks(positions, confidence, intrinsics)
         if self._uncertainty is not None:
-            features = self.model.config.features(positions, confidence)
             expected = self._uncertainty(features, lifted, lifted_mirrored)
         return (seen + mirrored) / 2, (seen - mirrored).norm(dim=-1).mean(1), expected
+
+
+def _intrinsics(image_size: tuple[int, int] | None, focal_px: float | None) -> Tensor:
+    """What is assumed of the camera, (1, 4) px; 0: nothing."""
+    if image_size is None:
+        return torch.zeros(1, 4)
+    assumed = torch.tensor([diagonal_intrinsics(image_size)])
+    if focal_px is not None:
+        assumed[:, :2] = focal_px
+    return assumed
 
 
 def _size_px(points: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ Frame: x right, y down, z forward (OpenCV); pixels from the upper left corner.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -40,3 +42,54 @@ def apply_weak_perspective(points_m: Tensor, camera: Tensor) -> Tensor:
     """
     scale, shift = camera[:, None, :1], camera[:, None, 1:]
     return torch.cat((points_m[..., :2] * scale + shift, points_m[..., 2:] * scale), dim=-1)
+
+
+# Root mean square distance of a person's joints from their middle, in focal lengths, where nothing is known of the
+# camera: the median of the people that training imagines.
+TYPICAL_EXTENT = 0.14
+_LEAST_DEPTH = 0.05  # of a joint's direction, in the view towards the person: what lies beside the camera is drawn in
+
+
+def centred_view(keypoints_px: Tensor, confidence: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+    """What a camera at the same place sees that is turned towards the person, and that turn.
+
+    A picture shows a person at its border from the side, although they face the camera; turned towards the person, the
+    camera sees the same pose wherever the person stands (the rotation part of perspective crops; Li et al. 2022, CLIFF,
+    section 3, give the network the direction instead). (B, J, 2) px, (B, J), intrinsics (B, 4) px: focal lengths along
+    x and y, principal point; focal 0 where the camera is not known -> (B, J, 2) in focal lengths, the camera's axis at
+    (0, 0), and (B, 3, 3) from the turned camera's frame to the camera's. The axis goes through the mean of the joints
+    with confidence. Of an unknown camera the person is taken to stand in the middle, `TYPICAL_EXTENT` large.
+    """
+    known = (confidence > 0).to(keypoints_px.dtype)[..., None]
+    count = known.sum(1, keepdim=True).clamp_min(1)
+    has_camera = intrinsics[:, :2].amin(1) > 0
+    focal = torch.where(has_camera[:, None], intrinsics[:, :2], 1.0)
+    rays = torch.where(known > 0, (keypoints_px - intrinsics[:, None, 2:]) / focal[:, None], 0.0)
+    middle = (known * rays).sum(1, keepdim=True) / count  # (B, 1, 2)
+    centred = (rays - middle) * known
+    extent = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
+    typical = centred * (TYPICAL_EXTENT / extent.clamp_min(1e-9))
+    turn = _turn_to(middle[:, 0])
+    seen = torch.cat((rays, torch.ones_like(rays[..., :1])), dim=-1) @ turn
+    seen = seen[..., :2] / seen[..., 2:].clamp_min(_LEAST_DEPTH) * known
+    alone = torch.eye(3, dtype=turn.dtype, device=turn.device)
+    return (
+        torch.where(has_camera[:, None, None], seen, typical),
+        torch.where(has_camera[:, None, None], turn, alone),
+    )
+
+
+def _turn_to(point: Tensor) -> Tensor:
+    """The smallest rotation that takes the axis z to the direction of (x, y, 1): (B, 2) -> (B, 3, 3)."""
+    x, y, z = torch.nn.functional.normalize(torch.cat((point, torch.ones_like(point[:, :1])), dim=1), dim=1).unbind(1)
+    xy, scale = x * y, 1 / (1 + z)
+    rows = (1 - x * x * scale, -xy * scale, x, -xy * scale, 1 - y * y * scale, y, -x, -y, z)
+    return torch.stack(rows, dim=1).unflatten(1, (3, 3))
+
+
+def diagonal_intrinsics(image_size: tuple[float, float]) -> tuple[float, float, float, float]:
+    """The camera that is assumed of a picture of (width, height) px: its focal length is the diagonal, 43 mm on a full
+    frame, 53 degrees from corner to corner (Kissos et al. 2020); its axis goes through the middle."""
+    width, height = image_size
+    focal = math.hypot(width, height)
+    return focal, focal, width / 2, height / 2

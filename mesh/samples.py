@@ -16,7 +16,8 @@ class Batch:
     3D, relative to that set's root; `regressed_m` (B, 17, 3) human36m17 relative to its pelvis; `vertices_m`
     (B, V, 3) relative to the same pelvis, or None when only joints were asked for. What has no truth is left out of
     the losses: `joints_valid` (B, J), `regressed_valid` (B, 17) and `mesh_valid` (B,) bool say what has. `ids` (B,)
-    int64 is the place of each sample in its source, which is what an error message names.
+    int64 is the place of each sample in its source, which is what an error message names. `intrinsics` (B, 4) px is
+    what is known of each camera, or assumed: focal lengths, principal point; 0 where nothing is (None: nowhere).
     """
 
     keypoints_px: Tensor
@@ -28,6 +29,7 @@ class Batch:
     regressed_valid: Tensor
     mesh_valid: Tensor
     ids: Tensor
+    intrinsics: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keypoints_px)

@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 from torch import nn
 
 from gcn.distributed import World
-from gcn.evaluation import Errors, lifter_errors, mesh_errors
+from gcn.evaluation import Errors, lift, lifter_errors, mesh_errors
 from gcn.layers.sparse import SparseMatrix
 from gcn.pose2mesh import ModelConfig, Pose2Mesh, load_pose2mesh, load_posenet
 from mesh.body import Body, load_body
@@ -78,8 +78,8 @@ class _Network:
         @torch.inference_mode()
         def predict() -> object:
             if isinstance(model, Pose2Mesh):
-                return model(batch.keypoints_px, batch.confidence)
-            return model(config.features(batch.keypoints_px, batch.confidence))
+                return model(batch.keypoints_px, batch.confidence, batch.intrinsics)
+            return lift(model, config, batch)
 
         return predict
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # The original's networks and how they see the picture.
 ORIGINAL = ModelConfig(
     normalisation="per_axis",
+    view="picture",
     confidence=False,
     posenet=PoseNetConfig(width=4096, blocks=2, dropout=0.5, norm="batch", output_unit_m=0.001),
 )
@@ -38,9 +39,9 @@ class LifterAndMesh(nn.Module):
 
     def forward(self, keypoints_px: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 19, 2) px, (B, 19) -> lifted joints (B, 19, 3), vertices (B, V, 3)."""
-        features = self.config.features(keypoints_px, confidence)
-        joints = self.posenet(features)
-        return joints, self.meshnet(features, joints.detach())
+        seen = self.config.see(keypoints_px, confidence)
+        joints = self.posenet(seen.features)
+        return seen.to_camera(joints), seen.to_camera(self.meshnet(seen.features, joints.detach()))
 
 
 def lifter_and_mesh(name: str, body: Body, device: torch.device) -> LifterAndMesh:
@@ -106,7 +107,7 @@ def bench_networks(setup: Setup) -> Findings:
 def _lifters(setup: Setup, models: dict[str, LifterAndMesh], size: int) -> Findings:
     ours, original = f"lifter, batch {size}", f"lifter, original, batch {size}"
     contenders = {
-        row: partial(models[name].posenet, models[name].config.features(*poses(size, setup.device)))
+        row: partial(models[name].posenet, models[name].config.see(*poses(size, setup.device)).features)
         for row, name in ((ours, "default"), (original, "original"))
     }
     return Findings(setup.per_unit("ms/person", contenders, scale=1e3 / size), [(ours, original)])
@@ -117,7 +118,7 @@ def _mesh_networks(setup: Setup, models: dict[str, LifterAndMesh], size: int) ->
     names = {f"mesh network, {name}, batch {size}": name for name in models}
     contenders: dict[str, Work] = {}
     for row, name in names.items():
-        features = models[name].config.features(*poses(size, setup.device))
+        features = models[name].config.see(*poses(size, setup.device)).features
         joints = torch.zeros(size, len(JOINTS), 3, device=setup.device)
         contenders[row] = partial(models[name].meshnet, features, joints)
     billions, product = matrix_product(setup.device)

@@ -115,7 +115,7 @@ class PictureMaker(Studio):
         joints, regressed = self.joint_model(rotations, shape)
         points = torch.cat((joints, regressed, self.body_model(rotations, shape)[0]), dim=1)
         points = points - regressed[:, HUMAN36M17.root_idx, None]
-        flat = self.photograph(points, draws) * (self.side_px / IMAGE_HEIGHT_PX)
+        flat = self.photograph(points, draws)[0] * (self.side_px / IMAGE_HEIGHT_PX)
         placed = torch.cat((flat, points[..., 2:]), dim=-1)[0].double().numpy()  # x, y in px, depth in m
         first = len(COCO19) + len(HUMAN36M17)
         coco_m, human36m_m, vertices_m = np.split(points[0].double().numpy(), (len(COCO19), first))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from data.detection import Detector
 from data.synthesis import PoseSource, SynthesisConfig
 from mesh.body import Body
+from mesh.camera import diagonal_intrinsics
 from mesh.errors import InputError
 from mesh.joints import COCO17, COCO19, Keypoints
 from mesh.samples import Batch
@@ -108,4 +109,5 @@ def _batch(found: Sequence[_Found]) -> Batch:
         regressed_valid=known[:, : human36m.shape[1]],
         mesh_valid=known[:, 0],
         ids=torch.tensor([one.shot.pose_idx for one in found]),
+        intrinsics=torch.tensor(diagonal_intrinsics((SIDE_PX, SIDE_PX))).repeat(len(found), 1),
     )

@@ -87,6 +87,7 @@ class RecordSamples:
             regressed_valid=torch.ones_like(regressed[..., 0], dtype=torch.bool),
             mesh_valid=torch.ones_like(pelvis[:, 0], dtype=torch.bool),
             ids=torch.from_numpy(rows).to(self.settings.device),
+            intrinsics=None if view is None else view.intrinsics.float(),
         )
         return Track(
             batch=batch, rows=rows, name=name, frames=self._frames(rows), view=view,

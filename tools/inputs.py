@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from data.images import IMAGE_SUFFIXES, find_images
+from data.images import IMAGE_SUFFIXES, find_images, read_focal
 from data.keypoints import ImageKeypoints, KeypointFile, read_keypoints
 from mesh.errors import InputError
 from mesh.joints import JointSet, Keypoints
@@ -23,6 +25,31 @@ class Job:
     keypoints: Keypoints | None = None
     is_array: bool = False
     problem: str | None = None  # why there is nothing to do for this input
+
+
+@dataclass(frozen=True)
+class Focal:
+    """The focal length that is taken for a picture, and where it comes from; None where nothing is known."""
+
+    px: float | None
+    source: str
+
+    def entry(self) -> dict[str, Any]:
+        """What the summary says about it."""
+        return {"focal_px": None if self.px is None else round(self.px, 1), "focal_from": self.source}
+
+
+def find_focal(job: Job, keypoints: Keypoints, given_px: float | None) -> Focal:
+    """The focal length that was given, else what the photo's EXIF data tell, else the picture's diagonal."""
+    if keypoints.image_size is None:
+        if given_px is not None:
+            raise InputError(f"--focal-px needs the size of the picture, which {job.source} does not hold")
+        return Focal(None, "not known: no size of the picture")
+    if given_px is not None:
+        return Focal(given_px, "--focal-px")
+    diagonal_px = math.hypot(*keypoints.image_size)
+    told = None if job.image is None else read_focal(job.image)
+    return Focal(diagonal_px, "assumed: the diagonal") if told is None else Focal(told * diagonal_px, "EXIF")
 
 
 def plan_jobs(inputs: Sequence[str], keypoint_file: str | None, joints: JointSet | None) -> list[Job]:

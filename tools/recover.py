@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,10 @@ def parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="mend left and right taken for each other (default: on for the detector's joints, off for given ones)",
     )
+    p.add_argument(
+        "--focal-px", type=float, metavar="F",
+        help="focal length of the pictures in px (default: what a photo's EXIF data tell, else its diagonal)",
+    )  # fmt: skip
     command.add_detector_option(p)
     p.add_argument("--max-people", type=int, default=10, help="people per image at most")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -63,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if args.max_people < 1:
         raise InputError(f"--max-people must be at least 1, got {args.max_people}")
+    if args.focal_px is not None and not 0 < args.focal_px < float("inf"):
+        raise InputError(f"--focal-px must be a positive number of pixels, got {args.focal_px:g}")
     jobs = plan_jobs(args.inputs, args.keypoints, None if args.joint_set is None else joint_set(args.joint_set))
     from tools.results import WITH_PARAMETERS, Results, parse_formats
 
@@ -114,6 +121,8 @@ def _recover(
     args: argparse.Namespace,
 ) -> None:
     """One job from its pixels or joints to its files."""
+    from tools.inputs import find_focal
+
     if job.problem:
         results.fail(job.source, job.problem)
         return
@@ -130,12 +139,16 @@ def _recover(
         results.fail(job.source, "no person found")
         return
     exchange = job.keypoints is None if args.exchange is None else args.exchange
-    people = recovery.recover(keypoints, exchange=exchange)
+    if image is not None:
+        keypoints = replace(keypoints, image_size=(image.shape[1], image.shape[0]))
+    focal = find_focal(job, keypoints, args.focal_px)
+    people = recovery.recover(keypoints, exchange=exchange, focal_px=focal.px)
     parameters = None if finder is None else finder.find(people)
     if job.is_array:
-        results.write_array(job.source, job.name, keypoints, people, parameters)
+        results.write_array(job.source, job.name, keypoints, people, parameters, focal)
     else:
-        results.write_people(job.source, job.name, keypoints, people, parameters, image if args.overlay else None)
+        shown = image if args.overlay else None
+        results.write_people(job.source, job.name, keypoints, people, parameters, focal, shown)
 
 
 def _report(results: Results) -> int:

@@ -18,6 +18,7 @@ from mesh.render import draw_keypoints, draw_overlay, draw_side_view, side_by_si
 if TYPE_CHECKING:
     from gcn.recovery import Recovered
     from tools.body_parameters import BodyParameters
+    from tools.inputs import Focal
 
 FORMATS = (*MESH_WRITERS, "npz", "smpl")
 WITH_PARAMETERS = {"npz", "smpl"}  # these hold the body model's parameters beside or instead of vertices
@@ -85,6 +86,7 @@ class Results:
         keypoints: Keypoints,
         people: Recovered,
         parameters: BodyParameters | None,
+        focal: Focal,
         image: np.ndarray | None,
     ) -> None:
         """One file per person and format, and the overlay; who has too few joints is noted and left out."""
@@ -109,14 +111,20 @@ class Results:
                 row["exchange_probability"] = round(float(people.exchange_probability[k]), 4)
             written.append(row)
         self.meshes += int(people.valid.sum())
-        self.entries.append({"input": source, "people": written})
+        self.entries.append({"input": source, **focal.entry(), "people": written})
         if image is not None:
             self._write_overlay(name, image, keypoints, people)
         if not people.valid.any():
             self._fail_unknown(source, "nobody")
 
     def write_array(
-        self, source: str, name: str, keypoints: Keypoints, people: Recovered, parameters: BodyParameters | None
+        self,
+        source: str,
+        name: str,
+        keypoints: Keypoints,
+        people: Recovered,
+        parameters: BodyParameters | None,
+        focal: Focal,
     ) -> None:
         """All poses of an array file stacked, in one `.npz` a format; `obj` and the like add a mesh per pose."""
         if not people.valid.any():
@@ -131,7 +139,7 @@ class Results:
             self._write_meshes(f"{name}_{k}", people.vertices[k])
         self.meshes += int(people.valid.sum())
         counts = {"recovered": int(people.valid.sum()), "left_right_exchanged": int(people.exchanged.sum())}
-        self.entries.append({"input": source, "name": name, "poses": len(people), **counts})
+        self.entries.append({"input": source, "name": name, "poses": len(people), **focal.entry(), **counts})
 
     def _write_arrays(
         self,

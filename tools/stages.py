@@ -16,7 +16,15 @@ from data.draws import Draws, step_generator
 from data.records import open_records
 from data.synthesis import BatchMaker
 from gcn.distributed import World
-from gcn.evaluation import Errors, labeling_errors, lift, lifter_errors, mesh_errors, uncertainty_scores
+from gcn.evaluation import (
+    Errors,
+    labeling_errors,
+    lift,
+    lifter_errors,
+    mesh_errors,
+    predict_mesh,
+    uncertainty_scores,
+)
 from gcn.labeling import PRIOR_EXCHANGED
 from gcn.layers.sparse import SparseMatrix
 from gcn.lifters.cyclic import CyclicLifter
@@ -169,7 +177,7 @@ def posenet_stage(setting: Setting) -> Stage:
 
         batch = held_out["exact"][0]
         with torch.inference_mode():
-            joints = model(networks.features(batch.keypoints_px, batch.confidence))
+            joints = lift(model, networks, batch)
         shown = (batch.keypoints_px, batch.confidence, joints, batch.joints_m)
         keypoints, confidence, predicted, true = (t[:count].cpu().numpy() for t in shown)
         write_pose_samples(folder, keypoints, confidence, predicted, true, COCO19, step)
@@ -269,7 +277,9 @@ def meshnet_stage(setting: Setting) -> Stage:
     def validate(candidate: nn.Module, limit: int | None) -> dict[str, float]:
         assert isinstance(candidate, Pose2Mesh)
         batches = _statistics_batches(setting, training, stage.batch_size)
-        estimate_statistics(candidate, batches, lambda batch: candidate(batch.keypoints_px, batch.confidence))
+        estimate_statistics(
+            candidate, batches, lambda batch: candidate(batch.keypoints_px, batch.confidence, batch.intrinsics)
+        )
         return setting.scores(held_out, lambda batch: mesh_errors(candidate, regressor, [batch]), limit)
 
     def draw_samples(candidate: nn.Module, folder: Path, count: int, step: int) -> None:
@@ -278,7 +288,7 @@ def meshnet_stage(setting: Setting) -> Stage:
         batch = held_out["exact"][0]
         assert batch.vertices_m is not None
         with torch.inference_mode():
-            _, vertices = candidate(batch.keypoints_px[:count], batch.confidence[:count])
+            vertices = predict_mesh(candidate, batch.where(torch.arange(len(batch), device=device) < count))
             pelvis = regressor(vertices.transpose(0, 1))[HUMAN36M17.root_idx]
             vertices = vertices - pelvis[:, None]
         shown = (batch.keypoints_px, batch.confidence, vertices, batch.vertices_m)

@@ -18,9 +18,9 @@ class Stacked(nn.Module):
     """Pictures to root-relative 3D joints: heat maps, soft-argmax, features, lifter, differentiable throughout.
 
     No image model ships: `network_2d` is any module that takes (B, 3, H, W) pictures to (B, J, h, w) logits in the
-    lifter's joint order, whose maps span the whole picture. `freeze` says what of it stays as it came: "all"; "part",
-    all but its last child module; "none". What is frozen receives no gradients and stays in evaluation mode under
-    `train()`, so its batch statistics do not move either.
+    lifter's joint order, whose maps span the whole picture; the lifter is one of view "picture". `freeze` says what of
+    the 2D network stays as it came: "all"; "part", all but its last child module; "none". What is frozen receives no
+    gradients and stays in evaluation mode under `train()`, so its batch statistics do not move either.
 
     The confidence of a joint is the concentration of its map. One below `min_confidence` counts as not seen: no
     gradient reaches that map, so a 2D network that has not learned yet needs 0. No gradient passes through the

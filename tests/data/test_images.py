@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import find_images, read_image
+from data.images import find_images, read_focal, read_image
 from mesh.errors import InputError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -147,3 +147,33 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         find_images(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         find_images(tmp_path / "missing")
+
+
+def photo(path: Path, size: tuple[int, int], **tags: Any) -> Path:
+    """A picture with these EXIF tags of its camera."""
+    exif = Image.Exif()
+    numbers = {"focal": 0xA405, "width": 0xA002, "height": 0xA003, "true_focal": 0x920A}
+    exif.get_ifd(0x8769).update({numbers[name]: value for name, value in tags.items()})
+    return save(path, Image.new("RGB", size), exif=exif)
+
+
+def test_the_focal_length_comes_from_exif_in_diagonals_of_the_picture(tmp_path: Path) -> None:
+    assert read_focal(photo(tmp_path / "a.jpg", (60, 40), focal=50)) == pytest.approx(50 / 43.27)
+    stated = photo(tmp_path / "b.jpg", (40, 60), focal=26, width=6000, height=4000)  # made smaller and turned
+    assert read_focal(stated) == pytest.approx(26 / 43.27)
+
+
+def test_a_cropped_photo_and_one_that_does_not_tell_have_no_focal_length(tmp_path: Path) -> None:
+    assert read_focal(photo(tmp_path / "a.jpg", (40, 40), focal=50, width=6000, height=4000)) is None
+    assert read_focal(photo(tmp_path / "b.jpg", (60, 40))) is None
+    assert read_focal(photo(tmp_path / "c.jpg", (60, 40), focal=0, true_focal=4.2)) is None
+    assert read_focal(photo(tmp_path / "d.jpg", (60, 40), focal=65535)) is None
+    (tmp_path / "e.jpg").write_bytes(b"no picture")
+    assert read_focal(tmp_path / "e.jpg") is None and read_focal(tmp_path / "missing.jpg") is None
+
+
+@pytest.mark.parametrize("value", ["fifty", (50, 50), b"5", float("nan")])
+def test_exif_data_of_another_type_tell_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: object) -> None:
+    picture = photo(tmp_path / "a.jpg", (60, 40), focal=50)
+    monkeypatch.setattr(Image.Exif, "get_ifd", lambda self, tag: {0xA405: value})
+    assert read_focal(picture) is None

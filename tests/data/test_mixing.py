@@ -99,7 +99,9 @@ def test_rows_come_from_their_sets_in_the_order_asked_for(mixture) -> None:
     for name in ("joints_m", "regressed_m", "keypoints_px"):
         rows = torch.cat([getattr(one, name) for one in alone])
         torch.testing.assert_close(getattr(batch, name), rows, atol=2e-3, rtol=1e-4)
-    assert torch.equal(batch.confidence, torch.cat([one.confidence for one in alone]))
+    for name in ("confidence", "intrinsics"):
+        rows = torch.cat([getattr(one, name) for one in alone])
+        torch.testing.assert_close(getattr(batch, name), rows, atol=1e-5, rtol=1e-6)
 
 
 def test_sets_draw_numbers_of_their_own(mixture) -> None:

@@ -106,6 +106,7 @@ def test_a_batch_is_what_the_camera_saw(records, kind) -> None:
     torch.testing.assert_close(batch.keypoints_px[:, :17][seen], TRUTH.pixels(coco)[:, :17][seen], atol=0.02, rtol=0)
     hidden = [[2, COCO19.index("left_shoulder")], [2, COCO19.index("neck")]] if kind == "recorded" else []
     assert (batch.confidence == 0).nonzero().tolist() == hidden
+    torch.testing.assert_close(batch.intrinsics, torch.tensor(INTRINSICS).float().expand(COUNT, 4))
 
 
 @pytest.mark.parametrize("kind", ["projected", "recorded"])
@@ -122,6 +123,14 @@ def test_a_mirrored_batch_is_the_mirror_image(records, kind) -> None:
     shift = image.keypoints_px[:, :1] - expected[:, :1]
     seen = image.confidence > 0
     torch.testing.assert_close((expected + shift)[seen], image.keypoints_px[seen], atol=0.05, rtol=0)
+    mirror = torch.tensor([1.0, 1, -1, 1])
+    torch.testing.assert_close(image.intrinsics, plain.intrinsics * mirror)
+    rays = (
+        (image.keypoints_px - image.intrinsics[:, None, 2:])[seen],
+        (expected - (plain.intrinsics * mirror)[:, None, 2:])[seen],
+    )
+    if kind == "projected":
+        torch.testing.assert_close(*rays, atol=0.05, rtol=0)
     assert shift[..., 1].abs().max() < 0.05 and torch.equal(image.confidence, plain.confidence[:, flip])
 
 

@@ -12,6 +12,7 @@ from data.prior import load_pose_prior
 from data.synthesis import CameraConfig, PoseSource, SynthesisConfig, Synthesiser, mirror_pose
 from mesh.body import Body, load_body
 from mesh.camera import fit_weak_perspective
+from mesh.errors import InputError
 from mesh.joints import COCO19, HUMAN36M17, SMPL24
 from mesh.rotation import quaternion_multiply
 from mesh.samples import Batch
@@ -234,3 +235,32 @@ def test_mirroring_a_pose_twice_changes_nothing_and_respects_composition(generat
     assert torch.equal(mirror_pose(mirror_pose(a)), a)
     product = mirror_pose(quaternion_multiply(a, b))
     torch.testing.assert_close(product, quaternion_multiply(mirror_pose(a), mirror_pose(b)))
+
+
+def placement_residual(batch: Batch) -> torch.Tensor:
+    """How far the rays of the told camera miss the 3D joints, wherever the person is put: (B,) metres, mean."""
+    rays = (batch.keypoints_px[:, :17] - batch.intrinsics[:, None, 2:]) / batch.intrinsics[:, None, :2]
+    rays = torch.nn.functional.normalize(torch.cat((rays, torch.ones_like(rays[..., :1])), dim=-1), dim=-1).double()
+    off = torch.eye(3).double() - rays[..., :, None] * rays[..., None, :]  # what a ray does not explain
+    points = batch.joints_m[:, :17].double()[..., None]
+    place = -torch.linalg.solve(off.sum(1), (off @ points).sum(1))
+    return (off @ (points + place[:, None]))[..., 0].norm(dim=-1).mean(1)
+
+
+def test_a_told_camera_is_the_one_that_saw_the_joints(body: Body) -> None:
+    told, assumed = (
+        placement_residual(batch_of(body, replace(EXACT, camera=CameraConfig(told=share, untold=0.0))))
+        for share in (1.0, 0.0)
+    )
+    assert told.max() < 1e-4 and assumed.median() > 5e-3
+
+
+def test_the_networks_are_told_as_much_as_the_shares_say(body: Body) -> None:
+    given = batch_of(body, replace(EXACT, camera=CameraConfig(told=0.5, untold=0.2)), size=2000, with_vertices=False)
+    nothing = (given.intrinsics == 0).all(1)
+    diagonal = (given.intrinsics[:, 0] - 1000 * 2**0.5).abs() < 1e-3
+    assert abs(nothing.float().mean() - 0.2) < 0.03 and abs(diagonal.float().mean() - 0.3) < 0.03
+    assert (given.intrinsics[~nothing, 2:] == 500).all()
+    for wrong in ({"told": 1.5}, {"told": 0.7, "untold": 0.6}):
+        with pytest.raises(InputError, match=r"camera\.told"):
+            CameraConfig(**wrong)

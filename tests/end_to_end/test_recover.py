@@ -171,6 +171,39 @@ def test_expected_errors_are_written_with_the_results(tmp_path: Path, standing: 
         assert np.isnan(result["joint_error_m"]).all()
 
 
+def test_the_focal_length_is_found_used_and_reported(tmp_path: Path, standing: np.ndarray) -> None:
+    beside = standing + np.float32((900, 0))
+    np.savez(tmp_path / "sized.npz", keypoints=beside[None], image_size=np.array([1600, 1200]))
+    np.savez(tmp_path / "plain.npz", keypoints=beside[None])
+    words = ("--joint-set", "coco17", "--out")
+    assert run(tmp_path / "sized.npz", tmp_path / "plain.npz", *words, tmp_path / "a") == 0
+    sized, plain = json.loads((tmp_path / "a" / "summary.json").read_text())["inputs"]
+    assert (sized["focal_px"], sized["focal_from"]) == (2000.0, "assumed: the diagonal")
+    assert plain["focal_px"] is None and plain["focal_from"].startswith("not known")
+    assert run(tmp_path / "sized.npz", *words, tmp_path / "b", "--focal-px", "900") == 0
+    (given,) = json.loads((tmp_path / "b" / "summary.json").read_text())["inputs"]
+    assert (given["focal_px"], given["focal_from"]) == (900.0, "--focal-px")
+    joints = [np.load(tmp_path / where)["joints3d"][0] for where in ("a/sized.npz", "a/plain.npz", "b/sized.npz")]
+    left, right = (HUMAN36M17.index(f"{side}_shoulder") for side in ("left", "right"))
+    depths = [j[left, 2] - j[right, 2] for j in joints]
+    # Who looks straight out of the picture at its right border has turned away from the camera, the more the wider.
+    assert depths[1] < depths[0] - 0.02 < depths[2] - 0.04 or depths[1] > depths[0] + 0.02 > depths[2] + 0.04
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "nan", "inf"])
+def test_a_focal_length_that_is_none_is_refused(tmp_path: Path, standing: np.ndarray, capsys, value: str) -> None:
+    np.save(tmp_path / "p.npy", standing[None])
+    assert run(tmp_path / "p.npy", "--joint-set", "coco17", "--out", tmp_path / "o", "--focal-px", value) == 2
+    assert "--focal-px" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_focal_length_needs_the_size_of_the_picture(tmp_path: Path, standing: np.ndarray, capsys) -> None:
+    np.save(tmp_path / "p.npy", standing[None])
+    assert run(tmp_path / "p.npy", "--joint-set", "coco17", "--out", tmp_path / "o", "--focal-px", "900") == 1
+    assert "--focal-px needs the size of the picture" in capsys.readouterr().err
+
+
 def test_a_missing_detector_says_how_to_get_it(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("MESHRECOVERY_CACHE", str(tmp_path / "empty"))
     assert run(SAMPLES / "balance.jpg", "--out", tmp_path / "o") == 2

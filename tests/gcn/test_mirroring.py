@@ -45,6 +45,23 @@ def test_the_mirror_image_gives_the_mirrored_result(model: Pose2Mesh, people) ->
     assert (plain_mirrored[:, torch.from_numpy(BODY.mirror)] * back - plain).abs().max() > 1e-3
 
 
+def test_the_mirrored_picture_of_a_known_camera_gives_the_mirrored_result(model: Pose2Mesh, people) -> None:
+    """The picture is 340 px wide; the camera's axis goes through x = 90 px, in the mirror through 250 px."""
+    averaged = MirrorAveraged(model, BODY)
+    keypoints, confidence = people
+    mirrored = keypoints[:, ORDER].clone()
+    mirrored[..., 0] = 340 - mirrored[..., 0]
+    intrinsics = torch.tensor([[400.0, 380, 90, 100]]).expand(4, 4)
+    back = torch.tensor([-1.0, 1.0, 1.0])
+    with torch.inference_mode():
+        joints, vertices = averaged(keypoints, confidence, intrinsics)
+        other = averaged(mirrored, confidence[:, ORDER], torch.tensor([[400.0, 380, 250, 100]]).expand(4, 4))
+        blind = averaged(keypoints, confidence)[0]
+    torch.testing.assert_close(other[0][:, ORDER] * back, joints, atol=1e-5, rtol=0)
+    torch.testing.assert_close(other[1][:, torch.from_numpy(BODY.mirror)] * back, vertices, atol=1e-5, rtol=0)
+    assert (joints - blind).abs().max() > 1e-2
+
+
 def test_the_result_is_the_mean_of_both_looks(model: Pose2Mesh, people) -> None:
     averaged = MirrorAveraged(model, BODY)
     with torch.inference_mode():

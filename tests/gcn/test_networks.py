@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gcn.coarsening import coarsen
-from gcn.features import pose_features
 from gcn.layers.trunk import resize_channels
 from gcn.lifters.cyclic import CyclicConfig
 from gcn.lifters.denoise import DenoiserConfig
@@ -125,7 +124,7 @@ def test_weights_written_and_read_give_the_same_meshes(tmp_path: Path, body: Bod
         torch.testing.assert_close(read(*people)[1], model(*people)[1], rtol=0, atol=0)
     posenet, config = load_posenet(tmp_path / "w.safetensors")
     assert config == SMALL
-    features = pose_features(*people)
+    features = config.see(*people).features
     torch.testing.assert_close(posenet(features), model.posenet(features), rtol=0, atol=0)
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
@@ -146,7 +145,10 @@ def test_a_lifter_file_is_refused_as_a_mesh_network(tmp_path: Path, body: Body) 
 LIFTERS = {
     "martinez": ModelConfig(lifter="martinez", martinez=MartinezConfig(width=16)),
     "semgcn": ModelConfig(
-        lifter="semgcn", semgcn=SemGCNConfig(width=8, blocks=1, grouping="related"), confidence=False
+        lifter="semgcn",
+        semgcn=SemGCNConfig(width=8, blocks=1, grouping="related"),
+        confidence=False,
+        view="picture",
     ),
     "cyclic": ModelConfig(lifter="cyclic", cyclic=CyclicConfig(width=16, skip=True)),
     "depth_only": replace(SMALL, depth_only=True),
@@ -163,7 +165,7 @@ def test_every_lifter_is_saved_and_read_alone_and_under_a_mesh_network(name: str
         torch.nn.init.normal_(parameter, std=0.3)
     path = tmp_path / "w.safetensors"
     points, confidence = 100 * torch.randn(5, 19, 2), torch.ones(5, 19)
-    features = config.features(points, confidence)
+    features = config.see(points, confidence).features
     save(path, lifter, config, {})
     read, found = load_posenet(path)
     assert found == config and read(features).shape == (5, 19, 3)
@@ -180,14 +182,20 @@ def opened(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def test_weights_of_before_there_were_several_lifters_are_read(tmp_path: Path) -> None:
-    lifter = build_lifter(SMALL).eval()
-    save(tmp_path / "w.safetensors", lifter, SMALL, {})
+    config = replace(SMALL, view="picture")
+    lifter = build_lifter(config).eval()
+    save(tmp_path / "w.safetensors", lifter, config, {})
     tensors, metadata = opened(tmp_path / "w.safetensors")
     old = json.loads(metadata["config"])
     kept = ("normalisation", "confidence", "posenet", "meshnet", "labeling")
     metadata["config"] = json.dumps({key: old[key] for key in kept})
     save_file(tensors, tmp_path / "w.safetensors", metadata)
-    assert load_posenet(tmp_path / "w.safetensors")[1] == SMALL
+    assert load_posenet(tmp_path / "w.safetensors")[1] == config
+
+
+def test_networks_of_a_centred_view_need_the_confidence() -> None:
+    with pytest.raises(InputError, match=r"set model\.view=picture"):
+        ModelConfig(confidence=False)
 
 
 def test_x_and_y_of_the_picture_need_one_scale_for_both() -> None:

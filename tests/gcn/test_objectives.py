@@ -45,7 +45,9 @@ class TwoHeads(nn.Module):
         super().__init__()
         self.joints, self.vertices = nn.Linear(38, 57), nn.Linear(38, 12)
 
-    def forward(self, keypoints: torch.Tensor, confidence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, keypoints: torch.Tensor, confidence: torch.Tensor, intrinsics: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         flat = keypoints.flatten(1) / 100
         return self.joints(flat).unflatten(1, (19, 3)), self.vertices(flat).unflatten(1, (4, 3))
 
@@ -104,9 +106,9 @@ def test_what_is_unknown_reaches_no_gradient_whatever_stands_there(spoiled) -> N
 
 def test_the_lifter_learns_from_joints_alone() -> None:
     given, config = replace(batch(), vertices_m=None), ModelConfig()
-    model = nn.Sequential(nn.Flatten(), nn.Linear(57, 57), nn.Unflatten(1, (19, 3)))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(76, 57), nn.Unflatten(1, (19, 3)))
     values = lifter_objective(config).values(model, given)
-    joints = model(config.features(given.keypoints_px, given.confidence))
+    joints = model(config.see(given.keypoints_px, given.confidence).features)
     torch.testing.assert_close(values["lift_joint"], point_l1(joints, given.joints_m))
     valid = torch.zeros(10, 19, dtype=torch.bool)
     valid[4, [2, 5]] = True
@@ -118,13 +120,13 @@ def test_the_lifter_learns_from_joints_alone() -> None:
 
 def test_bones_are_judged_only_when_they_weigh_something() -> None:
     given, config = batch(), ModelConfig()
-    model = nn.Sequential(nn.Flatten(), nn.Linear(57, 57), nn.Unflatten(1, (19, 3)))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(76, 57), nn.Unflatten(1, (19, 3)))
     assert lifter_objective(config).values(model, given).keys() == {"lift_joint"}
     objective = lifter_objective(config, bone_length=1, bone_vector=1, bone_symmetry=1, joint_limit=1)
     partly = replace(given, joints_valid=torch.rand(10, 19, generator=torch.Generator().manual_seed(1)) < 0.8)
     partly.joints_valid[2] = False
     values, masks = objective.values(model, partly), objective.masks(partly)
-    joints = model(config.features(given.keypoints_px, given.confidence))
+    joints = model(config.see(given.keypoints_px, given.confidence).features)
     compared = (joints, given.joints_m, partly.joints_valid)
     expected = {
         "lift_joint": point_l1(*compared),
@@ -144,7 +146,7 @@ def test_a_cyclic_lifter_meets_its_input_again_where_that_is_known() -> None:
     model, given = build_lifter(config).eval(), batch()
     given.confidence[:, 3] = 0
     values = lifter_objective(config, cycle=0.1).values(model, given)
-    features = config.features(given.keypoints_px, given.confidence)
+    features = config.see(given.keypoints_px, given.confidence).features
     joints, decoded = model(features, cycle=True)
     error = (decoded - features[..., :2]).abs().mean(-1)
     error[:, 3] = 0
@@ -164,7 +166,7 @@ def test_the_mesh_needs_vertices() -> None:
 
 
 def test_labels_are_exchanged_by_the_global_random_numbers() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(57, 1), nn.Flatten(0))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(76, 1), nn.Flatten(0))
     objective, given = LabelingObjective(ModelConfig()), batch()
     losses = []
     for seed in (0, 0, 1):

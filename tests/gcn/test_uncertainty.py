@@ -35,7 +35,9 @@ from mesh.joints import COCO17, COCO19, HUMAN36M17, Keypoints
 from mesh.samples import Batch
 
 BODY = load_body()
-SMALL = ModelConfig(posenet=PoseNetConfig(width=16, blocks=1), uncertainty=UncertaintyConfig(width=16, blocks=1))
+SMALL = ModelConfig(
+    view="picture", posenet=PoseNetConfig(width=16, blocks=1), uncertainty=UncertaintyConfig(width=16, blocks=1)
+)
 EVERYTHING = torch.ones(4, 17, dtype=torch.bool)
 
 

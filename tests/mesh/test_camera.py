@@ -4,7 +4,15 @@ import numpy as np
 import torch
 from scipy.optimize import least_squares
 
-from mesh.camera import apply_weak_perspective, fit_weak_perspective, project
+from mesh.camera import (
+    TYPICAL_EXTENT,
+    apply_weak_perspective,
+    centred_view,
+    diagonal_intrinsics,
+    fit_weak_perspective,
+    project,
+)
+from mesh.rotation import rotation_about
 
 
 def test_projection_puts_right_to_the_right_and_down_below() -> None:
@@ -52,3 +60,73 @@ def test_a_picture_upside_down_does_not_get_a_negative_scale(generator: torch.Ge
 def test_depth_has_the_unit_of_the_picture() -> None:
     placed = apply_weak_perspective(torch.tensor([[[0.0, 0, 0.5]]]), torch.tensor([[100.0, 7, 9]]))
     torch.testing.assert_close(placed, torch.tensor([[[7.0, 9, 50]]]))
+
+
+def standing(generator: torch.Generator, count: int = 5) -> torch.Tensor:
+    """People all over the picture: (B, 19, 3) metres, camera frame."""
+    place = torch.tensor([2.0, 1.0, 1.0]) * (2 * torch.rand(count, 1, 3, generator=generator) - 1)
+    return place + torch.tensor([0.0, 0.0, 4.0]) + 0.3 * torch.randn(count, 19, 3, generator=generator)
+
+
+INTRINSICS = torch.tensor([[1400.0, 1300, 640, 360]])
+
+
+def pictured(points: torch.Tensor, intrinsics: torch.Tensor = INTRINSICS) -> torch.Tensor:
+    return points[..., :2] / points[..., 2:] * intrinsics[:, None, :2] + intrinsics[:, None, 2:]
+
+
+def test_the_centred_view_is_what_the_turned_camera_sees(generator: torch.Generator) -> None:
+    points, confidence = standing(generator), torch.rand(5, 19, generator=generator) + 0.1
+    view, turn = centred_view(pictured(points), confidence, INTRINSICS.expand(5, 4))
+    torch.testing.assert_close(turn @ turn.transpose(1, 2), torch.eye(3).expand(5, 3, 3), atol=1e-6, rtol=0)
+    assert (torch.linalg.det(turn) > 0.99).all()
+    seen = points @ turn  # the same points in the turned camera's frame
+    torch.testing.assert_close(view, seen[..., :2] / seen[..., 2:], atol=1e-5, rtol=0)
+    middle = (points[..., :2] / points[..., 2:]).mean(1)
+    axis = torch.nn.functional.normalize(torch.cat((middle, torch.ones(5, 1)), dim=1), dim=1)
+    torch.testing.assert_close(turn[:, :, 2], axis, atol=1e-6, rtol=0)
+    smallest = torch.arccos(axis[:, 2])  # no turn about the axis on the way
+    angle = torch.arccos((turn.diagonal(dim1=1, dim2=2).sum(1) - 1) / 2)
+    torch.testing.assert_close(angle, smallest, atol=1e-3, rtol=0)
+
+
+def test_whoever_goes_around_the_camera_is_seen_alike(generator: torch.Generator) -> None:
+    points, confidence = 0.3 * torch.randn(1, 19, 3, generator=generator) + torch.tensor([0.0, 0, 4]), torch.ones(2, 19)
+    points = points - torch.tensor([[0.0, 1, 0]]) * (points[..., 1:2] / points[..., 2:]).mean() * points[..., 2:]
+    around = rotation_about("y", torch.tensor([0.4]))
+    both = torch.cat((points, points @ around.transpose(1, 2)))
+    views, turns = centred_view(pictured(both), confidence, INTRINSICS.expand(2, 4))
+    assert (views[0] - views[1]).abs().max() < 0.01  # the axis goes through the mean in the picture, not in 3D
+    assert (turns[0] - turns[1]).abs().max() > 0.3
+
+
+def test_joints_without_confidence_are_left_out_of_the_view(generator: torch.Generator) -> None:
+    keypoints, confidence = pictured(standing(generator)), torch.ones(5, 19)
+    confidence[:, 4] = 0
+    elsewhere = keypoints.clone()
+    elsewhere[:, 4] = 1e6
+    for intrinsics in (INTRINSICS.expand(5, 4), torch.zeros(5, 4)):
+        one, other = (centred_view(k, confidence, intrinsics) for k in (keypoints, elsewhere))
+        torch.testing.assert_close(one, other)
+        assert (one[0][:, 4] == 0).all()
+
+
+def test_of_an_unknown_camera_the_person_stands_in_the_middle(generator: torch.Generator) -> None:
+    keypoints, confidence = pictured(standing(generator)), torch.ones(5, 19)
+    view, turn = centred_view(keypoints, confidence, torch.zeros(5, 4))
+    moved, _ = centred_view(3 * keypoints + 700, confidence, torch.zeros(5, 4))
+    torch.testing.assert_close(moved, view, atol=1e-5, rtol=0)
+    torch.testing.assert_close(turn, torch.eye(3).expand(5, 3, 3))
+    torch.testing.assert_close(view.square().sum(-1).mean(1).sqrt(), torch.full((5,), TYPICAL_EXTENT))
+    nowhere, _ = centred_view(torch.full((1, 19, 2), 7.0), torch.ones(1, 19), torch.zeros(1, 4))
+    assert (nowhere == 0).all()
+
+
+def test_what_lies_beside_the_camera_stays_finite() -> None:
+    keypoints = torch.tensor([[[-1e7, 0.0], [1e7, 0.0], [640.0, 360.0]]])
+    view, turn = centred_view(keypoints, torch.ones(1, 3), INTRINSICS)
+    assert view.isfinite().all() and turn.isfinite().all()
+
+
+def test_the_assumed_focal_length_is_the_diagonal() -> None:
+    assert diagonal_intrinsics((800, 600)) == (1000.0, 1000.0, 400.0, 300.0)
