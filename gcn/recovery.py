@@ -19,7 +19,13 @@ from gcn.mirroring import MirrorAveraged
 from gcn.pose2mesh import JOINTS, ModelConfig, Pose2Mesh, load_labeling, load_pose2mesh, load_uncertainty
 from gcn.uncertainty import ErrorNet
 from mesh.body import Body, load_body
-from mesh.camera import apply_weak_perspective, diagonal_intrinsics, fit_weak_perspective
+from mesh.camera import (
+    apply_weak_perspective,
+    diagonal_intrinsics,
+    fit_weak_perspective,
+    place_before_camera,
+    project_all,
+)
 from mesh.errors import require
 from mesh.joints import COCO17, HUMAN36M17, MIN_CONFIDENCE, Keypoints
 from mesh.protocols import JointRegression
@@ -38,7 +44,10 @@ class Recovered:
     """N people, camera frame (x right, y down, z forward), relative to the Human3.6M pelvis.
 
     `vertices` (N, V, 3) and `joints` (N, 17, 3; human36m17) in metres; `camera` (N, 3) scale in px/m and shift in px
-    of the weak-perspective camera; `exchanged` (N,) True where left and right of the 2D joints were exchanged;
+    of the weak-perspective camera; `intrinsics` (N, 4) px, focal lengths and principal point of the perspective camera
+    that was told or assumed, and `place` (N, 3) metres, where the pelvis stands before it: NaN where the size of the
+    picture is not known, or no such place exists; `exchanged` (N,) True where left and right of the 2D joints were
+    exchanged;
     `spread` (N,) metres, mean distance of the vertices from those found in the mirror image: large where the networks
     are unsure; 0 on a body without a mirror table;
     `expected_error` (N, 17) metres, how far off each joint probably is, 0 at the pelvis, which all is relative to; NaN
@@ -51,6 +60,8 @@ class Recovered:
     vertices: np.ndarray
     joints: np.ndarray
     camera: np.ndarray
+    intrinsics: np.ndarray
+    place: np.ndarray
     exchanged: np.ndarray
     exchange_probability: np.ndarray
     misfit: np.ndarray
@@ -79,9 +90,18 @@ class Recovered:
         return [HUMAN36M17.names[k] for k in np.flatnonzero(self.expected_error[person] > UNSURE_JOINT_M)]
 
     def vertices_px(self, person: int) -> np.ndarray:
-        """The mesh in the picture, (V, 3): x, y and depth in px."""
-        vertices, camera = torch.from_numpy(self.vertices[person]), torch.from_numpy(self.camera[person])
-        return apply_weak_perspective(vertices[None], camera[None])[0].numpy()
+        """The mesh in the picture, (V, 3): x, y and depth in px, by the perspective camera where there is one."""
+        vertices = torch.from_numpy(self.vertices[person : person + 1])
+        placed = apply_weak_perspective(vertices, torch.from_numpy(self.camera[person : person + 1]))
+        if self.has_place[person]:
+            intrinsics, place = (torch.from_numpy(a[person : person + 1]) for a in (self.intrinsics, self.place))
+            placed[..., :2] = project_all(vertices + place[:, None], intrinsics)
+        return placed[0].numpy()
+
+    @property
+    def has_place(self) -> np.ndarray:
+        """Who stands before a perspective camera, (N,) bool."""
+        return np.isfinite(self.place).all(-1)
 
 
 class NoInitialisation(TorchFunctionMode):
@@ -163,7 +183,8 @@ class MeshRecovery:
         return Recovered(
             vertices=np.zeros((0, self.body.num_vertices, 3), np.float32),
             joints=np.zeros((0, len(HUMAN36M17), 3), np.float32),
-            camera=nothing, exchanged=no, exchange_probability=nothing[:, 0], misfit=nothing[:, 0],
+            camera=nothing, intrinsics=np.zeros((0, 4), np.float32), place=nothing,
+            exchanged=no, exchange_probability=nothing[:, 0], misfit=nothing[:, 0],
             spread=nothing[:, 0], expected_error=np.zeros((0, len(HUMAN36M17)), np.float32), valid=no,
         )  # fmt: skip
 
@@ -187,7 +208,12 @@ class MeshRecovery:
         vertices, joints, seen = vertices - pelvis, joints - pelvis, seen - pelvis
         known = confidence[:, : len(COCO17)]
         camera = fit_weak_perspective(seen, positions[:, : len(COCO17)], known)
-        placed = apply_weak_perspective(seen, camera)[..., :2]
+        picture = positions[:, : len(COCO17)]
+        place = place_before_camera(seen, picture, known, intrinsics)
+        has_place = place.isfinite().all(1)
+        weak = apply_weak_perspective(seen, camera)[..., :2]
+        perspective = project_all(seen + place.nan_to_num(1.0)[:, None], intrinsics)
+        placed = torch.where(has_place[:, None, None], perspective, weak)
         distance = (placed - positions[:, : len(COCO17)]).norm(dim=-1)
         misfit = (known * distance).sum(1) / known.sum(1).clamp_min(1e-6) / _size_px(placed)
         valid &= camera[:, 0] > 0
@@ -196,6 +222,8 @@ class MeshRecovery:
             vertices=vertices.masked_fill(missing[:, None, None], torch.nan).cpu().numpy(),
             joints=joints.masked_fill(missing[:, None, None], torch.nan).cpu().numpy(),
             camera=camera.masked_fill(missing[:, None], torch.nan).cpu().numpy(),
+            intrinsics=intrinsics.masked_fill(~(has_place & valid)[:, None], torch.nan).cpu().numpy(),
+            place=place.masked_fill(missing[:, None], torch.nan).cpu().numpy(),
             exchanged=(exchanged & valid).cpu().numpy(),
             exchange_probability=probability.masked_fill(missing, torch.nan).cpu().numpy(),
             misfit=misfit.masked_fill(missing, torch.nan).cpu().numpy(),

@@ -16,6 +16,11 @@ def project(points_m: Tensor, focal_px: Tensor, centre_px: Tensor) -> Tensor:
     return points_m[..., :2] / points_m[..., 2:] * focal_px[:, None, None] + centre_px[:, None]
 
 
+def project_all(points_m: Tensor, intrinsics: Tensor) -> Tensor:
+    """The same by `mesh.samples.Batch.intrinsics`: (B, N, 3) metres, (B, 4) px -> (B, N, 2) px."""
+    return points_m[..., :2] / points_m[..., 2:] * intrinsics[:, None, :2] + intrinsics[:, None, 2:]
+
+
 def fit_weak_perspective(points_m: Tensor, points_px: Tensor, weight: Tensor) -> Tensor:
     """Scale and shift that best carry 3D points onto their picture positions, in closed form.
 
@@ -47,6 +52,8 @@ def apply_weak_perspective(points_m: Tensor, camera: Tensor) -> Tensor:
 # Root mean square distance of a person's joints from their middle, in focal lengths, where nothing is known of the
 # camera: the median of the people that training imagines.
 TYPICAL_EXTENT = 0.14
+_LEAST_PLACE_M = 0.1  # of a person before the camera
+_PLACE_ROUNDS = 3
 _LEAST_DEPTH = 0.05  # of a joint's direction, in the view towards the person: what lies beside the camera is drawn in
 
 
@@ -93,3 +100,32 @@ def diagonal_intrinsics(image_size: tuple[float, float]) -> tuple[float, float, 
     width, height = image_size
     focal = math.hypot(width, height)
     return focal, focal, width / 2, height / 2
+
+
+def place_before_camera(points_m: Tensor, points_px: Tensor, weight: Tensor, intrinsics: Tensor) -> Tensor:
+    """Where 3D points stand before the camera so that they project nearest to their picture positions.
+
+    (B, J, 3) metres in the camera's directions, (B, J, 2) px, (B, J), (B, 4) px -> (B, 3) metres, to be added. Linear
+    least squares on x - z u = 0 and y - z v = 0, where (u, v, 1) is the ray of a picture position, divided by the
+    depth of the round before, so that in the end distances in the picture count. NaN where the camera is not known
+    (focal length 0), where fewer than two points have weight or these lie in one place, and where a point of weight
+    would stand behind the camera.
+    """
+    points, pixels, given = points_m.double(), points_px.double(), intrinsics.double()
+    known = given[:, :2].amin(1) > 0
+    rays = (pixels - given[:, None, 2:]) / torch.where(known[:, None], given[:, :2], 1.0)[:, None]
+    eye = torch.eye(2, dtype=rays.dtype, device=rays.device).expand(*rays.shape[:2], 2, 2)
+    rows = torch.cat((eye, -rays[..., None]), dim=-1)  # (B, J, 2, 3)
+    target = rays * points[..., 2:] - points[..., :2]
+    depth = torch.ones_like(rays[..., 0])
+    place, failed = points.new_zeros(len(points), 3), ~known
+    for _ in range(_PLACE_ROUNDS):
+        shares = (weight.double() / depth.square())[..., None, None] * rows
+        normal = torch.einsum("bjrk,bjrl->bkl", shares, rows)
+        place, info = torch.linalg.solve_ex(normal, torch.einsum("bjrk,bjr->bk", shares, target))
+        size = normal.diagonal(dim1=1, dim2=2).prod(1)
+        failed = failed | (info != 0) | ~(torch.linalg.det(normal) > 1e-12 * size)
+        depth = (points[..., 2] + place[:, None, 2]).clamp_min(_LEAST_PLACE_M)
+    behind = ((points[..., 2] + place[:, None, 2] < _LEAST_PLACE_M) & (weight > 0)).any(1)
+    failed = failed | behind | ~place.isfinite().all(1)
+    return place.masked_fill(failed[:, None], torch.nan).to(points_m)

@@ -101,6 +101,8 @@ class Results:
                 row["files"] += self._write_arrays(f"{name}_{k}", keypoints, people, parameters, k, flags)
                 scale, x, y = (round(float(v), 3) for v in people.camera[k])
                 row["camera"] = {"px_per_m": scale, "shift_px": [x, y]}
+                if people.has_place[k]:
+                    row["place_m"] = [round(float(v), 3) for v in people.place[k]]
                 row["misfit"] = round(float(people.misfit[k]), 4)
                 row["spread_m"] = round(float(people.spread[k]), 4)
                 if np.isfinite(people.mean_expected_error(k)):
@@ -192,14 +194,18 @@ class Results:
 
 
 def placed_in_picture(people: Recovered, shown: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-    """Meshes in pixels with depths that compare: a larger scale means nearer, as under one perspective camera."""
+    """Meshes in pixels with depths that compare: those of the perspective camera, or where people have none, a larger
+    scale means nearer."""
     if not len(shown):
         return []
     scales = people.camera[shown, 0]
     meshes = []
     for person, scale in zip(shown, scales):
         vertices = people.vertices_px(int(person))
-        vertices[:, 2] += scales.mean() / scale * 1000.0
+        if people.has_place[shown].all():
+            vertices[:, 2] = (people.vertices[person][:, 2] + people.place[person, 2]) * scales.mean()
+        else:
+            vertices[:, 2] += scales.mean() / scale * 1000.0
         meshes.append(vertices)
     return meshes
 
@@ -216,6 +222,8 @@ def _arrays(keypoints: Keypoints, people: Recovered, which: int | slice) -> dict
         "joint_names": np.array(HUMAN36M17.names),
         "joint_error_m": people.expected_error[which],
         "camera": people.camera[which],
+        "intrinsics": people.intrinsics[which],
+        "place_m": people.place[which],
         "keypoints2d": keypoints.positions_px[which],
         "keypoint_names": np.array(keypoints.joint_set.names),
         "confidence": keypoints.confidence[which],

@@ -92,6 +92,23 @@ def test_whoever_stands_beside_the_axis_is_seen_from_there(recovery: MeshRecover
     assert np.abs(longer - found).max() > 0.02
 
 
+def test_a_person_stands_before_the_camera_where_the_picture_shows_them(recovery: MeshRecovery) -> None:
+    keypoints = around_the_camera(0.35)
+    found = recovery.recover(keypoints)
+    np.testing.assert_allclose(found.intrinsics, [[1000, 1000, 400, 300]])
+    assert found.has_place.all() and 0.2 < found.place[0, 0] / found.place[0, 2] < 0.5
+    joints = (BODY.regressor(COCO17) @ found.vertices[0]) + found.place[0]
+    placed = joints[:, :2] / joints[:, 2:] * 1000 + (400, 300)
+    error = np.linalg.norm(placed - keypoints.positions_px[0], axis=1).mean()
+    assert found.misfit[0] == pytest.approx(error / np.sqrt(np.prod(np.ptp(placed, axis=0))), rel=1e-3)
+    vertices = found.vertices[0] + found.place[0]
+    np.testing.assert_allclose(
+        found.vertices_px(0)[:, :2], vertices[:, :2] / vertices[:, 2:] * 1000 + (400, 300), atol=0.01
+    )
+    blind = recovery.recover(replace(keypoints, image_size=None))
+    assert not blind.has_place.any() and np.isnan(blind.intrinsics).all()
+
+
 def test_without_the_size_of_the_picture_the_place_means_nothing(recovery: MeshRecovery) -> None:
     somewhere = replace(around_the_camera(0.35), image_size=None)
     moved = replace(somewhere, positions_px=2 * somewhere.positions_px + 900)

@@ -10,7 +10,9 @@ from mesh.camera import (
     centred_view,
     diagonal_intrinsics,
     fit_weak_perspective,
+    place_before_camera,
     project,
+    project_all,
 )
 from mesh.rotation import rotation_about
 
@@ -130,3 +132,41 @@ def test_what_lies_beside_the_camera_stays_finite() -> None:
 
 def test_the_assumed_focal_length_is_the_diagonal() -> None:
     assert diagonal_intrinsics((800, 600)) == (1000.0, 1000.0, 400.0, 300.0)
+
+
+def test_a_person_is_placed_where_the_camera_saw_them(generator: torch.Generator) -> None:
+    points, weight = standing(generator), torch.rand(5, 19, generator=generator) + 0.1
+    pixels = pictured(points)
+    weight[:, 7], pixels[:, 7] = 0, -1e5
+    root = points[:, :1]
+    place = place_before_camera(points - root, pixels, weight, INTRINSICS.expand(5, 4))
+    torch.testing.assert_close(place, root[:, 0], atol=2e-4, rtol=0)
+
+
+def test_the_place_is_where_distances_in_the_picture_are_least(generator: torch.Generator) -> None:
+    points = 0.3 * torch.randn(1, 12, 3, generator=generator, dtype=torch.float64)
+    pixels = pictured(points + torch.tensor([0.5, -0.2, 3.0]))
+    pixels = pixels + 8 * torch.randn(pixels.shape, generator=generator, dtype=torch.float64)
+    weight = torch.rand(1, 12, generator=generator, dtype=torch.float64)
+
+    def residuals(place: np.ndarray) -> np.ndarray:
+        placed = project_all(points + torch.from_numpy(place), INTRINSICS.double())
+        return (weight[0].sqrt()[:, None] * (placed - pixels)[0] / INTRINSICS[0, :2]).numpy().ravel()
+
+    best = least_squares(residuals, [0.0, 0, 4.0]).x
+    found = place_before_camera(points, pixels, weight, INTRINSICS.double())[0].numpy()
+    np.testing.assert_allclose(found, best, atol=0.01)
+    cost = [np.square(residuals(place)).sum() for place in (found, best)]
+    assert cost[0] < 1.01 * cost[1]
+
+
+def test_there_is_no_place_without_a_camera_or_enough_joints(generator: torch.Generator) -> None:
+    points = standing(generator)
+    pixels, relative = pictured(points), points - points[:, :1]
+    weight, intrinsics = torch.ones(5, 19), INTRINSICS.repeat(5, 1)
+    intrinsics[0, :2] = 0
+    weight[1, 1:] = 0
+    pixels[2], relative[2] = 300.0, 0.0
+    pixels[3] = 2 * INTRINSICS[:, 2:] - pixels[3]  # upside down: only from behind the camera could it look so
+    place = place_before_camera(relative, pixels, weight, intrinsics)
+    assert place[:4].isnan().all() and place[4].isfinite().all()

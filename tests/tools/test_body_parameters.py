@@ -17,6 +17,7 @@ from mesh.joints import COCO17, Keypoints
 from mesh.rotation import axis_angle_to_matrix
 from mesh.skinning import BodyModel
 from tools.body_parameters import BodyParameters, ParameterFinder
+from tools.inputs import Focal
 from tools.recover import parser
 from tools.results import Results, parse_formats
 
@@ -35,6 +36,7 @@ def people() -> Recovered:
     zero = np.zeros(3, np.float32)
     return Recovered(
         vertices=vertices, joints=np.zeros((3, 17, 3), np.float32), camera=np.ones((3, 3), np.float32),
+        intrinsics=np.full((3, 4), np.nan, np.float32), place=np.full((3, 3), np.nan, np.float32),
         exchanged=np.zeros(3, bool), exchange_probability=zero, misfit=zero, spread=zero,
         expected_error=np.full((3, 17), 0.1, np.float32), valid=np.array([True, False, True]),
     )  # fmt: skip
@@ -59,7 +61,7 @@ def test_the_npz_of_a_person_holds_parameters_that_give_the_mesh(
     tmp_path: Path, people: Recovered, parameters: BodyParameters, keypoints: Keypoints
 ) -> None:
     results = Results(tmp_path, BODY.faces, ("npz", "smpl"))
-    results.write_people("p.jpg", "p", keypoints, people, parameters, None)
+    results.write_people("p.jpg", "p", keypoints, people, parameters, Focal(None, "-"), None)
     results.write_summary()
     names = {"p_0.npz", "p_0_smpl.npz", "p_2.npz", "p_2_smpl.npz", "summary.json"}
     assert {path.name for path in tmp_path.iterdir()} == names
@@ -77,7 +79,9 @@ def test_the_npz_of_a_person_holds_parameters_that_give_the_mesh(
 def test_the_stacked_file_has_nan_for_who_was_not_recoverable(
     tmp_path: Path, people: Recovered, parameters: BodyParameters, keypoints: Keypoints
 ) -> None:
-    Results(tmp_path, BODY.faces, ("npz", "smpl")).write_array("p.npy", "p", keypoints, people, parameters)
+    Results(tmp_path, BODY.faces, ("npz", "smpl")).write_array(
+        "p.npy", "p", keypoints, people, parameters, Focal(None, "-")
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"p.npz", "p_smpl.npz"}
     with np.load(tmp_path / "p.npz") as result, np.load(tmp_path / "p_smpl.npz") as smpl:
         assert result["pose"].shape == (3, 24, 3) and result["fit_distance_m"].shape == (3,)
@@ -92,7 +96,9 @@ def test_smplx_makes_the_mesh_from_the_smpl_file(
     smplx = pytest.importorskip("smplx", reason="the smpl extra is not installed")
     from smplx.utils import Struct
 
-    Results(tmp_path, BODY.faces, ("smpl",)).write_people("p.jpg", "p", keypoints, people, parameters, None)
+    Results(tmp_path, BODY.faces, ("smpl",)).write_people(
+        "p.jpg", "p", keypoints, people, parameters, Focal(None, "-"), None
+    )
     asset = Path(__file__).parents[2] / "mesh" / "assets" / "free_body.npz"
     with np.load(tmp_path / "p_0_smpl.npz") as saved:
         content = dict(saved)
@@ -107,7 +113,7 @@ def test_smplx_makes_the_mesh_from_the_smpl_file(
 
 
 def test_formats_without_parameters_need_none(tmp_path: Path, people: Recovered, keypoints: Keypoints) -> None:
-    Results(tmp_path, BODY.faces, ("ply",)).write_people("p.jpg", "p", keypoints, people, None, None)
+    Results(tmp_path, BODY.faces, ("ply",)).write_people("p.jpg", "p", keypoints, people, None, Focal(None, "-"), None)
     assert {path.name for path in tmp_path.iterdir()} == {"p_0.ply", "p_2.ply"}
 
 

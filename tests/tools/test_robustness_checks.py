@@ -70,6 +70,7 @@ def recovered(count: int, **given: np.ndarray) -> Recovered:
     """Valid people; what no check looks at is zero."""
     known = {"exchanged": np.zeros(count, bool), "valid": np.ones(count, bool), **given}
     known.setdefault("expected_error", np.zeros((count, 17), np.float32))
+    known = {"place": np.full((count, 3), np.nan, np.float32), **known}
     return Recovered(**{f.name: known.get(f.name, np.zeros(count, np.float32)) for f in fields(Recovered)})
 
 
