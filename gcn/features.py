@@ -11,6 +11,7 @@ from mesh.camera import TYPICAL_EXTENT
 
 Normalisation = Literal["isotropic", "per_axis"]
 _LARGEST = 5.0
+_LEAST_VARIANCE = 1e-10  # in focal lengths: below it all joints lie in one place
 
 
 def normalise_keypoints(keypoints_px: Tensor, confidence: Tensor, mode: Normalisation = "isotropic") -> Tensor:
@@ -21,14 +22,22 @@ def normalise_keypoints(keypoints_px: Tensor, confidence: Tensor, mode: Normalis
     its own standard deviation, which loses the aspect ratio; it is there for weights trained that way. A pose with
     no extent (or no known joint) becomes all 0.
     """
-    known = (confidence > 0).to(keypoints_px.dtype)[..., None]
+    centred, variance = _spread(keypoints_px, confidence)
+    return _normalised(centred, variance, mode)
+
+
+def _spread(points: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions around the mean of the known joints and their variance along both axes: (B, J, 2), (B, 1, 2)."""
+    known = (confidence > 0).to(points.dtype)[..., None]
     count = known.sum(1, keepdim=True).clamp_min(1)
-    centred = (keypoints_px - (known * keypoints_px).sum(1, keepdim=True) / count) * known
-    variance = centred.square().sum(1, keepdim=True) / count  # (B, 1, 2)
+    centred = (points - (known * points).sum(1, keepdim=True) / count) * known
+    return centred, centred.square().sum(1, keepdim=True) / count
+
+
+def _normalised(centred: Tensor, variance: Tensor, mode: Normalisation, least: float = 1e-6) -> Tensor:
     if mode == "isotropic":
         variance = variance.sum(-1, keepdim=True)
-    has_extent = variance > 1e-6
-    return torch.where(has_extent, centred / variance.clamp_min(1e-6).sqrt(), 0.0)
+    return torch.where(variance > least, centred / variance.clamp_min(least).sqrt(), 0.0)
 
 
 def pose_features(
@@ -39,13 +48,13 @@ def pose_features(
     return torch.cat((positions, confidence[..., None]), dim=-1) if with_confidence else positions
 
 
-def relative_extent(view: Tensor, confidence: Tensor) -> Tensor:
-    """How large the person is to the camera, 1 for `TYPICAL_EXTENT`: (B, J, 2) in focal lengths, (B, J) -> (B,).
+def centred_features(view: Tensor, confidence: Tensor, mode: Normalisation = "isotropic") -> Tensor:
+    """Of a view in focal lengths: normalised positions, confidence, and how large the person is to the camera.
 
-    The nearer a person, the larger, and the more does perspective enlarge what is nearest. At most `_LARGEST`.
+    (B, J, 2), (B, J) -> (B, J, 4); the last channel, the same for all joints, is 1 for `TYPICAL_EXTENT`. The nearer a
+    person, the larger, and the more does perspective enlarge what is nearest. At most `_LARGEST`.
     """
-    known = (confidence > 0).to(view.dtype)[..., None]
-    count = known.sum(1, keepdim=True).clamp_min(1)
-    centred = (view - (known * view).sum(1, keepdim=True) / count) * known
-    extent = (centred.square().sum((1, 2)) / count[:, 0, 0]).sqrt()
-    return (extent / TYPICAL_EXTENT).clamp_max(_LARGEST)
+    centred, variance = _spread(view, confidence)
+    positions = _normalised(centred, variance, mode, _LEAST_VARIANCE)
+    extent = (variance.sum(-1, keepdim=True).sqrt() / TYPICAL_EXTENT).clamp_max(_LARGEST)
+    return torch.cat((positions, confidence[..., None], extent.expand(-1, view.shape[1], 1)), dim=-1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gcn.coarsening import Hierarchy, coarsen, hierarchy_from_parents
-from gcn.features import Normalisation, pose_features, relative_extent
+from gcn.features import Normalisation, centred_features, pose_features
 from gcn.frames import GRAPH_LEVEL, NODE_LEVEL, NodeFrames, fit_frames
 from gcn.labeling import LabelingConfig, LabelingNet
 from gcn.lifters.cyclic import CyclicConfig, CyclicLifter
@@ -109,9 +109,7 @@ class ModelConfig:
         if intrinsics is None:
             intrinsics = keypoints_px.new_zeros(len(keypoints_px), 4)
         view, turn = centred_view(keypoints_px, confidence, intrinsics)
-        features = pose_features(view, confidence, self.normalisation)
-        extent = relative_extent(view, confidence)[:, None, None].expand(-1, features.shape[1], 1)
-        return Seen(features=torch.cat((features, extent), dim=-1), turn=turn)
+        return Seen(features=centred_features(view, confidence, self.normalisation), turn=turn)
 
 
 _LIFTERS: dict[str, Callable[..., nn.Module]] = {

@@ -37,9 +37,11 @@ class LifterAndMesh(nn.Module):
         super().__init__()
         self.config, self.posenet, self.meshnet = config, posenet, meshnet
 
-    def forward(self, keypoints_px: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 19, 2) px, (B, 19) -> lifted joints (B, 19, 3), vertices (B, V, 3)."""
-        seen = self.config.see(keypoints_px, confidence)
+    def forward(
+        self, keypoints_px: Tensor, confidence: Tensor, intrinsics: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, 19, 2) px, (B, 19), (B, 4) px -> lifted joints (B, 19, 3), vertices (B, V, 3)."""
+        seen = self.config.see(keypoints_px, confidence, intrinsics)
         joints = self.posenet(seen.features)
         return seen.to_camera(joints), seen.to_camera(self.meshnet(seen.features, joints.detach()))
 

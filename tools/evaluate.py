@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from tools.experiment import ExperimentConfig
 
 SYNTHETIC, FROM_RECORDS = ("poses", "prior"), ("pw3d", "records")
+CAMERAS = {
+    "assumed": "the size of the picture, whose diagonal is taken for the focal length (recover does so)",
+    "told": "the focal length too",
+    "untold": "nothing, as of keypoints without a size of the picture",
+}
 INPUTS = {
     "gt": "exact: COCO joints regressed from the true mesh, projected; pelvis and neck half-way in the picture",
     "detected": "as detected",
@@ -63,6 +69,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--smooth", choices=("one-euro", "savgol"), help="measure smoothed sequences as well")
     p.add_argument("--rate-hz", type=float, default=30.0, help="frame rate of the sequences, for one-euro")
     p.add_argument("--config", help="experiment whose cameras and noise are used (default: configs/evaluation.yaml)")
+    p.add_argument(
+        "--camera",
+        choices=tuple(CAMERAS),
+        help="what the networks know of drawn cameras (default: as --config has it, with the shipped one assumed). "
+        + "; ".join(f"{name}: {meaning}" for name, meaning in CAMERAS.items()),
+    )
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--out", type=Path, help="folder for metrics.json, per_sequence.csv, per_joint.csv and pictures")
     p.add_argument(
@@ -99,6 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_folder(args.out)
     args.config = args.config or str(files("configs") / "evaluation.yaml")
     config = load_experiment(args.config)
+    if args.camera:
+        known = {"told": float(args.camera == "told"), "untold": float(args.camera == "untold")}
+        camera = replace(config.synthesis.camera, **known)
+        config = replace(config, synthesis=replace(config.synthesis, camera=camera))
     chosen = protocol(args.protocol or ("pw3d-pose2mesh" if args.dataset == "pw3d" else "human36m14"))
     device = command.choose_device(args.device)
     body = load_body(args.body)
@@ -140,6 +156,10 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--vis N needs --out DIR and an N of at least 1")
     from mesh.protocols import protocol
 
+    if args.camera and args.dataset not in SYNTHETIC:
+        raise InputError("--camera is about --dataset poses and prior; records tell their own cameras, or none")
+    if args.camera not in (None, "assumed") and "detected" in (args.input or ()):
+        raise InputError("of drawn pictures (--input detected) the networks always know the size: leave --camera out")
     if args.dataset in SYNTHETIC:
         useless = [name for name in ("keypoints", "split", "images", "records") if getattr(args, name)]
         if args.protocol and protocol(args.protocol).truth == "dataset":
@@ -200,11 +220,15 @@ def _measure(
         card |= {"subjects": args.subjects or "all", "seed": args.seed, "cameras and noise": args.config}
         card["frames"] = "random draws of pose, body and camera"
         card["gender"] = "one body for everybody"
+        camera = config.synthesis.camera
+        shares = {"assumed": 1 - camera.told - camera.untold, "told": camera.told, "untold": camera.untold}
+        card["cameras known to the networks"] = {CAMERAS[k]: round(v, 4) for k, v in shares.items() if v > 0}
     else:
         bodies = {"male": args.body_male, "female": args.body_female}
         found, about = from_records(args, config, protocol, body, bodies, device)
         samples = dict(found)
         card |= about
+        card["cameras known to the networks"] = "as the records tell"
     for some in samples.values():
         if isinstance(some, DrawnSamples):
             card["detector"] = f"BlazePose {some.detector.model}"
@@ -218,6 +242,8 @@ def _measure(
         for kind, scored in score(networks, some, protocol, body, smoother, device).items():
             columns[f"{name} {args.smooth}" if kind else name] = scored
     counts = {name: len(scored.rows) for name, scored in columns.items()}
+    if networks.config.view == "picture":
+        card["cameras known to the networks"] = "these networks ask for none"
     card["samples"] = counts if len(set(counts.values())) > 1 else max(counts.values())
     card["2D input"] = {name: INPUTS[name] for name in samples}
     if smoother is not None:

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gcn.features import normalise_keypoints, pose_features
+from gcn.features import centred_features, normalise_keypoints, pose_features
+from mesh.camera import TYPICAL_EXTENT
 
 
 def pose(seed: int = 0) -> torch.Tensor:
@@ -48,3 +49,22 @@ def test_an_unknown_joint_has_no_influence(mode) -> None:
 def test_poses_without_extent_or_joints_become_zero(mode) -> None:
     assert (normalise_keypoints(torch.full((1, 19, 2), 7.0), torch.ones(1, 19), mode) == 0).all()
     assert (normalise_keypoints(pose(), torch.zeros(4, 19), mode) == 0).all()
+
+
+def test_centred_features_add_how_large_the_person_is_to_the_camera(generator: torch.Generator) -> None:
+    view = 0.1 * torch.randn(4, 19, 2, generator=generator)
+    confidence = torch.rand(4, 19, generator=generator) + 0.1
+    confidence[:, 3], view[:, 3] = 0, 7.0
+    features = centred_features(view, confidence)
+    torch.testing.assert_close(features[..., :3], pose_features(1000 * view, confidence))
+    others = [k for k in range(19) if k != 3]
+    centred = view[:, others] - view[:, others].mean(1, keepdim=True)
+    expected = centred.square().sum(-1).mean(1).sqrt() / TYPICAL_EXTENT
+    torch.testing.assert_close(features[..., 3], expected[:, None].expand(-1, 19))
+    torch.testing.assert_close(centred_features(3 * view, confidence)[..., 3], 3 * features[..., 3])
+    assert (centred_features(1e3 * view, confidence)[..., 3] == 5).all()  # nobody is that near
+
+
+def test_whoever_is_shrunk_to_a_point_has_no_features_but_the_confidence() -> None:
+    features = centred_features(torch.full((1, 19, 2), 0.3), torch.ones(1, 19))
+    assert (features[..., :2] == 0).all() and (features[..., 2] == 1).all() and features[..., 3].abs().max() < 1e-4

@@ -130,7 +130,7 @@ class _Vertices(nn.Module):
 
 
 def tiny(name: str, num_vertices: int = 5) -> LifterAndMesh:
-    config = ModelConfig()
+    config = ModelConfig(view="picture")
     lifter = nn.Sequential(nn.Flatten(), nn.Linear(19 * 3, 19 * 3), nn.Unflatten(1, (19, 3)))
     return LifterAndMesh(config, lifter, _Vertices(num_vertices))
 

@@ -74,7 +74,7 @@ class Oracle(nn.Module):
             changed = change(batch.vertices_m)
             self.known |= {pose.numpy().tobytes(): changed[i] for i, pose in enumerate(batch.keypoints_px)}
 
-    def forward(self, keypoints: Tensor, confidence: Tensor) -> tuple[None, Tensor]:
+    def forward(self, keypoints: Tensor, confidence: Tensor, intrinsics: Tensor | None = None) -> tuple[None, Tensor]:
         return None, torch.stack([self.known[pose.numpy().tobytes()] for pose in keypoints])
 
 
@@ -371,6 +371,8 @@ def test_what_is_no_report_is_not_compared(tmp_path: Path, text: str) -> None:
         (("--dataset", "prior", "--smooth", "savgol"), "--smooth needs sequences"),
         (("--dataset", "prior", "--samples", "0"), "--samples must be at least 1"),
         (("--dataset", "prior", "--input", "gt", "--keypoints", "x.json"), "is the 2D input of --input detected"),
+        (("--dataset", "records", "--root", "x", "--camera", "told"), "records tell their own cameras"),
+        (("--dataset", "prior", "--input", "detected", "--camera", "told"), "always know the size"),
         (("--dataset", "prior", "--seed", "-1"), "--seed must not be negative"),
         (("--dataset", "prior", "--split", "test"), "--split means nothing with --dataset prior"),
         (("--dataset", "prior", "--subjects", "3"), "--subjects means nothing with --dataset prior"),
@@ -401,3 +403,22 @@ def test_the_worst_median_and_best_are_chosen_once_each() -> None:
     assert len(choose(found, "mpvpe_mm", 4)) == 5
     with pytest.raises(InputError, match="expected one of mpvpe_mm"):
         choose(found, "mpvpe", 1)
+
+
+def test_what_is_told_of_the_camera_is_chosen_and_carded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def drawn(args, config, name, body, device):
+        given.append((config.synthesis.camera.told, config.synthesis.camera.untold))
+        raise InputError("enough")
+
+    monkeypatch.setattr("tools.evaluation_sources.synthetic", drawn)
+    for camera in ("assumed", "told", "untold"):
+        assert run("--dataset", "prior", "--camera", camera, "--samples", "4", "--device", "cpu") == 2
+    assert run("--dataset", "prior", "--samples", "4", "--device", "cpu") == 2
+    assert given == [(0, 0), (1, 0), (0, 1), (0, 0)]
+    monkeypatch.undo()
+    words = ("--dataset", "prior", "--camera", "untold", "--samples", "4", "--device", "cpu", "--input", "gt")
+    assert run(*words, "--out", tmp_path) == 0
+    card = json.loads((tmp_path / "metrics.json").read_text())["protocol"]
+    assert list(card["cameras known to the networks"].values()) == [1.0]
