@@ -15,6 +15,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python tools/fetch_detector.py
+	@! command -v npm > /dev/null || $(BIN)/python tools/fetch_detector.py --heavy || \
+		echo 'note: going on with the smaller network for the 2D joints; try again with tools/fetch_detector.py --heavy'
 	touch $@
 
 demo: setup

@@ -204,7 +204,7 @@ def _pack() -> dict[str, bytes]:
             f"{NPM_PACKAGE} comes through npm, which is not installed: install Node.js, or get {elsewhere}"
         )
     with tempfile.TemporaryDirectory() as folder:
-        _run("npm", [npm, "pack", "--silent", "--pack-destination", folder, NPM_PACKAGE], NPM_PACKAGE, elsewhere)
+        _run("npm", [npm, "pack", "--silent", "--fetch-retries=1", "--pack-destination", folder, NPM_PACKAGE], NPM_PACKAGE, elsewhere)
         return _read_tarball(next(Path(folder).glob("*.tgz")))
 
 
