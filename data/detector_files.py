@@ -204,8 +204,16 @@ def _pack() -> dict[str, bytes]:
             f"{NPM_PACKAGE} comes through npm, which is not installed: install Node.js, or get {elsewhere}"
         )
     with tempfile.TemporaryDirectory() as folder:
-        _run("npm", [npm, "pack", "--silent", "--fetch-retries=1", "--pack-destination", folder, NPM_PACKAGE], NPM_PACKAGE, elsewhere)
-        return _read_tarball(next(Path(folder).glob("*.tgz")))
+        _run(
+            "npm",
+            [npm, "pack", "--loglevel=error", "--fetch-retries=1", "--pack-destination", folder, NPM_PACKAGE],
+            NPM_PACKAGE,
+            elsewhere,
+        )
+        packed = next(Path(folder).glob("*.tgz"), None)
+        if packed is None:
+            raise InputError(f"npm downloaded nothing (a dry run?): call it without, or get {elsewhere}")
+        return _read_tarball(packed)
 
 
 def _run(client: str, command: Sequence[str], what: str, elsewhere: str) -> None:
@@ -222,14 +230,12 @@ def _read_tarball(package: Path) -> dict[str, bytes]:
     try:
         with tarfile.open(package, "r:gz") as archive:
             stream = archive.extractfile(member.path)
-            if stream is None:
-                raise InputError(f"{package}: {member.path} is no file in it; expected the .tgz of {NPM_PACKAGE}")
-            content = stream.read(member.num_bytes + 1)  # never unpacks more than was asked for
+            content = b"" if stream is None else stream.read(member.num_bytes + 1)  # never more than was asked for
     except FileNotFoundError as error:
         raise InputError(f"{package}: no such file; expected the .tgz of {NPM_PACKAGE}") from error
     except KeyError as error:
         raise InputError(f"{package}: {error.args[0]}; expected the .tgz of {NPM_PACKAGE}") from error
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, OverflowError) as error:
         raise InputError(f"{package}: not a readable .tgz ({error}); download it again") from error
     member.check(content, package)
     return {member.name: content}
@@ -238,7 +244,10 @@ def _read_tarball(package: Path) -> dict[str, bytes]:
 def _store(contents: dict[str, bytes]) -> None:
     """Write all files beside their places, then move them there, so that no half file is ever seen."""
     folder = cache_dir()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder} of the detector's files: {error.strerror}") from error
     with tempfile.TemporaryDirectory(dir=folder) as partial:
         for name, content in contents.items():
             (Path(partial) / name).write_bytes(content)

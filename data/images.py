@@ -62,8 +62,10 @@ def read_focal(path: str | Path) -> float | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            exif, size = image.getexif().get_ifd(_EXIF), image.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures, which `read_image` judges, and damaged EXIF data
+            with Image.open(path) as image:
+                exif, size = image.getexif().get_ifd(_EXIF), image.size
             focal, stated = exif.get(_FOCAL_FULL_FRAME_MM), (exif.get(_STATED_WIDTH), exif.get(_STATED_HEIGHT))
             focal_mm, stated_px = float(focal or 0), [float(side or 0) for side in stated]
     except (*_BROKEN, TypeError, ArithmeticError, Image.DecompressionBombError):  # no picture, or no sound EXIF data

@@ -145,7 +145,7 @@ def _names(array: np.ndarray | None) -> tuple[str, ...] | None:
 def _image_size(array: np.ndarray | None) -> tuple[int, int] | None:
     if array is None:
         return None
-    if array.shape != (2,) or array.dtype.kind not in "fiu" or not ((array > 0) & (array < 1e9)).all():
+    if array.shape != (2,) or array.dtype.kind not in "fiu" or not ((array >= 1) & (array < 1e7)).all():
         raise InputError(f"image_size must be width and height in pixels, got {array.tolist()}")
     return int(array[0]), int(array[1])
 

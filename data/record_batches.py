@@ -55,6 +55,10 @@ class RecordBatches:
         if sampling.input == "projected" and "mesh_valid" in records:
             self._rows = np.flatnonzero(records["mesh_valid"])  # without a body there is nothing to project
             require(len(self._rows) > 0, f"{records.path}: no row has a body, which input projected needs")
+        if sampling.input == "projected" and sampling.camera == "recorded":
+            has_camera = np.asarray(records["intrinsics"])[self._rows, :2].min(1) > 0
+            self._rows = self._rows[has_camera]
+            require(len(self._rows) > 0, f"{records.path}: no row has a camera; take camera random")
         self._up = records.info.up
         if self._up is None and not ("extrinsics" in records or "intrinsics" in records):
             self._up = "y"  # without any camera the world stands upright

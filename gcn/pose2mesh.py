@@ -50,7 +50,10 @@ class Seen:
 
     def to_camera(self, points: Tensor) -> Tensor:
         """What the networks found, in the camera's frame: (B, N, 3) -> (B, N, 3)."""
-        return points if self.turn is None else points @ self.turn.transpose(1, 2).to(points)
+        if self.turn is None:
+            return points
+        with torch.autocast(points.device.type, enabled=False):  # rounded to bf16, a mesh would have bumps of its own
+            return points.float() @ self.turn.transpose(1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from mesh.camera import (
     project_all,
 )
 from mesh.errors import require
-from mesh.joints import COCO17, HUMAN36M17, MIN_CONFIDENCE, Keypoints
+from mesh.joints import COCO17, HUMAN36M17, LARGEST_PX, MIN_CONFIDENCE, Keypoints
 from mesh.protocols import JointRegression
 
 MIN_JOINTS = 5
@@ -36,6 +36,7 @@ MIN_JOINTS = 5
 UNSURE_EXPECTED_M = 0.13  # mean expected error of a person's joints
 UNSURE_JOINT_M = 0.16  # expected error of a joint
 UNSURE_SPREAD_M = 0.05  # spread, where no network tells expected errors
+NEAREST_M = 0.1  # of a mesh before a perspective camera
 _JUDGED = [k for k in range(len(HUMAN36M17)) if k != HUMAN36M17.root_idx]
 
 
@@ -52,7 +53,8 @@ class Recovered:
     are unsure; 0 on a body without a mirror table;
     `expected_error` (N, 17) metres, how far off each joint probably is, 0 at the pelvis, which all is relative to; NaN
     where no network tells (own weights without one, a body without a mirror table);
-    `misfit` (N,) distance of the mesh's joints from the 2D joints in the picture, in person sizes;
+    `misfit` (N,) distance of the mesh's joints from the 2D joints in the picture, in person sizes (root of the area of
+    the joints' box, by the weak-perspective camera);
     `exchange_probability` (N,) that the detector had exchanged them;
     `valid` (N,) False where too few joints were known or all lay in one place: the rest of that person is then NaN.
     """
@@ -165,17 +167,17 @@ class MeshRecovery:
 
         `focal_px`: the focal length of the picture, whose axis is taken to go through the middle; by default the
         picture's diagonal. It tells from where a person off the middle is seen. Keypoints without an `image_size` are
-        taken as those of a picture around the person.
+        taken as those of a picture around the person, and so is who lies a picture's side or more off an assumed
+        camera's axis: they are of another picture.
         """
         if focal_px is not None:
-            require(0 < focal_px < float("inf"), f"the focal length must be a positive number of px, got {focal_px}")
+            require(1 <= focal_px <= LARGEST_PX, f"a focal length lies between 1 and {LARGEST_PX:g} px, got {focal_px}")
             require(keypoints.image_size is not None, "a focal length needs keypoints whose image size is known")
         coco = keypoints.to(JOINTS)
         if not len(coco):
             return self._nobody()
         batches = np.array_split(np.arange(len(coco)), -(-len(coco) // batch_size))
-        intrinsics = _intrinsics(keypoints.image_size, focal_px).to(self.device)
-        parts = [self._recover_batch(coco.select(some), exchange, intrinsics) for some in batches]
+        parts = [self._recover_batch(coco.select(some), exchange, focal_px) for some in batches]
         return Recovered(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Recovered)})
 
     def _nobody(self) -> Recovered:
@@ -189,11 +191,12 @@ class MeshRecovery:
         )  # fmt: skip
 
     @torch.inference_mode()
-    def _recover_batch(self, keypoints: Keypoints, exchange: bool, camera: Tensor) -> Recovered:
+    def _recover_batch(self, keypoints: Keypoints, exchange: bool, focal_px: float | None) -> Recovered:
         positions = torch.from_numpy(keypoints.positions_px).to(self.device, torch.float32)
         confidence = torch.from_numpy(keypoints.confidence).to(self.device, torch.float32)
         valid = (confidence[:, : len(COCO17)] >= MIN_CONFIDENCE).sum(1) >= MIN_JOINTS
-        intrinsics = camera.repeat(len(positions), 1)
+        positions = torch.where(confidence[..., None] > 0, positions, 0.0)
+        intrinsics = _intrinsics(positions, confidence, keypoints.image_size, focal_px)
         as_labeled = self._labeling_config.see(positions, confidence, intrinsics).features
         probability = exchanged_probability(self._labeling(as_labeled))
         exchanged = (probability > 0.5) & exchange
@@ -207,16 +210,18 @@ class MeshRecovery:
         pelvis = joints[:, HUMAN36M17.root_idx, None]
         vertices, joints, seen = vertices - pelvis, joints - pelvis, seen - pelvis
         known = confidence[:, : len(COCO17)]
-        camera = fit_weak_perspective(seen, positions[:, : len(COCO17)], known)
         picture = positions[:, : len(COCO17)]
+        camera = fit_weak_perspective(seen, picture, known)
         place = place_before_camera(seen, picture, known, intrinsics)
+        nearest = vertices[..., 2].amin(1) + place[:, 2]
+        place = place.masked_fill(~(nearest > NEAREST_M)[:, None], torch.nan)  # partly beside or behind the camera
         has_place = place.isfinite().all(1)
         weak = apply_weak_perspective(seen, camera)[..., :2]
         perspective = project_all(seen + place.nan_to_num(1.0)[:, None], intrinsics)
         placed = torch.where(has_place[:, None, None], perspective, weak)
-        distance = (placed - positions[:, : len(COCO17)]).norm(dim=-1)
-        misfit = (known * distance).sum(1) / known.sum(1).clamp_min(1e-6) / _size_px(placed)
-        valid &= camera[:, 0] > 0
+        distance = (placed - picture).norm(dim=-1)
+        misfit = (known * distance).sum(1) / known.sum(1).clamp_min(1e-6) / _size_px(weak)
+        valid &= (camera[:, 0] > 0) & misfit.isfinite()
         missing = ~valid
         return Recovered(
             vertices=vertices.masked_fill(missing[:, None, None], torch.nan).cpu().numpy(),
@@ -248,14 +253,20 @@ class MeshRecovery:
         return (seen + mirrored) / 2, (seen - mirrored).norm(dim=-1).mean(1), expected
 
 
-def _intrinsics(image_size: tuple[int, int] | None, focal_px: float | None) -> Tensor:
-    """What is assumed of the camera, (1, 4) px; 0: nothing."""
+def _intrinsics(
+    positions: Tensor, confidence: Tensor, image_size: tuple[int, int] | None, focal_px: float | None
+) -> Tensor:
+    """What is told or assumed of each person's camera, (B, 4) px; 0: nothing."""
     if image_size is None:
-        return torch.zeros(1, 4)
-    assumed = torch.tensor([diagonal_intrinsics(image_size)])
+        return positions.new_zeros(len(positions), 4)
+    assumed = positions.new_tensor(diagonal_intrinsics(image_size)).repeat(len(positions), 1)
     if focal_px is not None:
         assumed[:, :2] = focal_px
-    return assumed
+        return assumed
+    known = (confidence > 0).to(positions)[..., None]
+    middle = (known * positions).sum(1) / known.sum(1).clamp_min(1)
+    elsewhere = ((middle - assumed[:, 2:]).abs() > positions.new_tensor(image_size)).any(1)
+    return assumed.masked_fill(elsewhere[:, None], 0.0)
 
 
 def _size_px(points: Tensor) -> Tensor:

@@ -67,6 +67,11 @@ def centred_view(keypoints_px: Tensor, confidence: Tensor, intrinsics: Tensor) -
     (0, 0), and (B, 3, 3) from the turned camera's frame to the camera's. The axis goes through the mean of the joints
     with confidence. Of an unknown camera the person is taken to stand in the middle, `TYPICAL_EXTENT` large.
     """
+    with torch.autocast(keypoints_px.device.type, enabled=False):  # the product would be one of bf16 in training
+        return _centred_view(keypoints_px, confidence, intrinsics)
+
+
+def _centred_view(keypoints_px: Tensor, confidence: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
     known = (confidence > 0).to(keypoints_px.dtype)[..., None]
     count = known.sum(1, keepdim=True).clamp_min(1)
     has_camera = intrinsics[:, :2].amin(1) > 0

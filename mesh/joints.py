@@ -173,6 +173,7 @@ BLAZEPOSE33 = _make(
     ),
 )
 
+LARGEST_PX = 1e7  # of positions, sides and focal lengths
 # Below it a detected joint is a guess: it is not drawn, counted or judged. The networks take it for what it is worth.
 MIN_CONFIDENCE = 0.3
 
@@ -234,6 +235,15 @@ class Keypoints:
                 f"keypoints of person {person} hold NaN or infinity at {self.joint_set.names[joint]}; "
                 "give an unknown joint confidence 0 and any finite position"
             )
+        far = (np.abs(self.positions_px) > LARGEST_PX).any(-1) & (self.confidence > 0)
+        if far.any():
+            person, joint = np.argwhere(far)[0]
+            raise InputError(
+                f"keypoints of person {person} lie more than {LARGEST_PX:.0e} px away at "
+                f"{self.joint_set.names[joint]}; expected pixels of a picture"
+            )
+        if self.image_size is not None and not all(1 <= side <= LARGEST_PX for side in self.image_size):
+            raise InputError(f"image_size must be width and height in pixels, got {self.image_size}")
         if self.confidence.size and (self.confidence.min() < 0 or self.confidence.max() > 1):
             raise InputError(
                 f"confidence must lie in [0, 1], got {self.confidence.min():.3g} to {self.confidence.max():.3g}"

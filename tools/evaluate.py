@@ -112,8 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.config = args.config or str(files("configs") / "evaluation.yaml")
     config = load_experiment(args.config)
     if args.camera:
-        known = {"told": float(args.camera == "told"), "untold": float(args.camera == "untold")}
-        camera = replace(config.synthesis.camera, **known)
+        told, untold = float(args.camera == "told"), float(args.camera == "untold")
+        camera = replace(config.synthesis.camera, told=told, untold=untold)
         config = replace(config, synthesis=replace(config.synthesis, camera=camera))
     chosen = protocol(args.protocol or ("pw3d-pose2mesh" if args.dataset == "pw3d" else "human36m14"))
     device = command.choose_device(args.device)
@@ -222,6 +222,8 @@ def _measure(
         card["gender"] = "one body for everybody"
         camera = config.synthesis.camera
         shares = {"assumed": 1 - camera.told - camera.untold, "told": camera.told, "untold": camera.untold}
+        if "detected" in samples:
+            shares = {"assumed": 1.0}
         card["cameras known to the networks"] = {CAMERAS[k]: round(v, 4) for k, v in shares.items() if v > 0}
     else:
         bodies = {"male": args.body_male, "female": args.body_female}

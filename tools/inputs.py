@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,30 @@ class Focal:
 def find_focal(job: Job, keypoints: Keypoints, given_px: float | None) -> Focal:
     """The focal length that was given, else what the photo's EXIF data tell, else the picture's diagonal."""
     if keypoints.image_size is None:
-        if given_px is not None:
-            raise InputError(f"--focal-px needs the size of the picture, which {job.source} does not hold")
         return Focal(None, "not known: no size of the picture")
     if given_px is not None:
         return Focal(given_px, "--focal-px")
     diagonal_px = math.hypot(*keypoints.image_size)
     told = None if job.image is None else read_focal(job.image)
     return Focal(diagonal_px, "assumed: the diagonal") if told is None else Focal(told * diagonal_px, "EXIF")
+
+
+def check_size_known(job: Job) -> None:
+    """Whether a focal length means anything for the joints of a file."""
+    if job.image is None and job.keypoints is not None and job.keypoints.image_size is None:
+        raise InputError(
+            f"--focal-px needs the size of the picture, which {job.source} does not hold: add `image_size`"
+        )
+
+
+def with_size(job: Job, keypoints: Keypoints, size: tuple[int, int]) -> Keypoints:
+    """The joints as those of a picture of this size; InputError if they say they are of another."""
+    if keypoints.image_size not in (None, size):
+        told, found = ("{} x {}".format(*s) for s in (keypoints.image_size, size))
+        raise InputError(
+            f"{job.source} is {found} px, but its keypoints are of a picture of {told} px: scale them first"
+        )
+    return replace(keypoints, image_size=size)
 
 
 def plan_jobs(inputs: Sequence[str], keypoint_file: str | None, joints: JointSet | None) -> list[Job]:

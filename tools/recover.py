@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,14 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check everything that can be checked, then work through the inputs."""
     args = parser().parse_args(argv)
     from mesh.errors import InputError
-    from mesh.joints import joint_set
-    from tools.inputs import plan_jobs
+    from mesh.joints import LARGEST_PX, joint_set
+    from tools.inputs import check_size_known, plan_jobs
 
     if args.max_people < 1:
         raise InputError(f"--max-people must be at least 1, got {args.max_people}")
-    if args.focal_px is not None and not 0 < args.focal_px < float("inf"):
-        raise InputError(f"--focal-px must be a positive number of pixels, got {args.focal_px:g}")
+    if args.focal_px is not None and not 1 <= args.focal_px <= LARGEST_PX:
+        raise InputError(f"--focal-px must lie between 1 and {LARGEST_PX:g}, got {args.focal_px:g}")
     jobs = plan_jobs(args.inputs, args.keypoints, None if args.joint_set is None else joint_set(args.joint_set))
+    if args.focal_px is not None:
+        for job in jobs:
+            check_size_known(job)
     from tools.results import WITH_PARAMETERS, Results, parse_formats
 
     default = "npz" if all(job.is_array for job in jobs) else "obj,npz"
@@ -121,7 +123,7 @@ def _recover(
     args: argparse.Namespace,
 ) -> None:
     """One job from its pixels or joints to its files."""
-    from tools.inputs import find_focal
+    from tools.inputs import find_focal, with_size
 
     if job.problem:
         results.fail(job.source, job.problem)
@@ -140,7 +142,7 @@ def _recover(
         return
     exchange = job.keypoints is None if args.exchange is None else args.exchange
     if image is not None:
-        keypoints = replace(keypoints, image_size=(image.shape[1], image.shape[0]))
+        keypoints = with_size(job, keypoints, (image.shape[1], image.shape[0]))
     focal = find_focal(job, keypoints, args.focal_px)
     people = recovery.recover(keypoints, exchange=exchange, focal_px=focal.px)
     parameters = None if finder is None else finder.find(people)

@@ -188,7 +188,7 @@ class Results:
     def write_summary(self) -> None:
         """`summary.json`: every input, its people and files, and what failed."""
         summary = {"detector": self.detector, "inputs": self.entries, "failed": self.failed}
-        text = json.dumps(summary, indent=1)
+        text = json.dumps(summary, indent=1, allow_nan=False)
         with replacing(self.folder / "summary.json") as file:
             file.write(text.encode())
 

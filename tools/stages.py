@@ -362,6 +362,10 @@ def _lifter(config: ExperimentConfig, saved: Mapping[str, Any] | None) -> tuple[
     else:
         networks = model_config(saved["networks"])
         lifter = build_lifter(networks)
+    require(
+        given.view == networks.view,
+        f"model.view={given.view}: the lifter that this run goes on from sees the {networks.view} view; set it to that",
+    )
     for name in ("depth_only", "denoise"):
         fits = getattr(networks, name) or not getattr(given, name)
         require(fits, f"model.{name}=true: the lifter that this run goes on from was trained without; set it to false")
@@ -379,6 +383,10 @@ def _fresh_mesh(config: ExperimentConfig, body: Body) -> Pose2Mesh:
         raise InputError("the mesh stage starts from a trained lifter: add --set model.posenet_weights=RUN_FOLDER")
     posenet, lifter_config = load_posenet(_weights_of(given.posenet_weights))
     begun = None if given.meshnet_weights is None else load_pose2mesh(_weights_of(given.meshnet_weights), body)
+    require(
+        begun is None or begun.config.view == lifter_config.view,
+        f"model.meshnet_weights see another view than the lifter, {lifter_config.view}: they cannot work together",
+    )
     networks = replace(lifter_config, meshnet=begun.config.meshnet if begun else given.meshnet)
     model = Pose2Mesh(networks, begun.graph if begun else mesh_graph(config, body))
     model.posenet.load_state_dict(posenet.state_dict())

@@ -261,6 +261,22 @@ def test_without_npm_the_error_says_what_else_helps(monkeypatch: pytest.MonkeyPa
         detector_files._pack()
 
 
+def test_an_npm_that_brings_nothing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(detector_files.shutil, "which", lambda name: "/bin/npm")
+    done = types.SimpleNamespace(returncode=0, stderr="")
+    monkeypatch.setattr(detector_files.subprocess, "run", lambda command, **options: done)
+    with pytest.raises(InputError, match="npm downloaded nothing"):
+        detector_files._pack()
+
+
+def test_a_cache_that_cannot_be_made_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MESHRECOVERY_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="cannot make the folder"):
+        fetch_detector(make_wheel(tmp_path / "m.whl", CONTENTS))
+
+
 def test_npm_packs_the_pinned_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
 

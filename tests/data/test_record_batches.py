@@ -250,3 +250,16 @@ def test_what_the_records_lack_is_said_at_once(tmp_path, missing, sampling, mess
     records = write(tmp_path / "r", **gone)
     with pytest.raises(InputError, match=message):
         RecordBatches(records, BODY, SynthesisConfig(), RecordSampling(**sampling))
+
+
+def test_rows_without_a_camera_are_left_out_where_it_is_needed(tmp_path: Path) -> None:
+    intrinsics = np.tile(INTRINSICS, (COUNT, 1)).astype(np.float32)
+    intrinsics[1] = 0
+    records = write(tmp_path / "r", intrinsics=intrinsics)
+    assert len(RecordBatches(records, BODY, SynthesisConfig(), RecordSampling())) == COUNT - 1
+    recorded = RecordBatches(records, BODY, SynthesisConfig(mirror=0.0), RecordSampling(input="recorded"))
+    batch = recorded.batch(torch.arange(COUNT), Draws(COUNT, step_generator(0, 0)), with_vertices=False)
+    assert (batch.intrinsics == 0).all(1).nonzero().tolist() == [[1]]
+    nowhere = write(tmp_path / "n", intrinsics=0 * intrinsics)
+    with pytest.raises(InputError, match="no row has a camera"):
+        RecordBatches(nowhere, BODY, SynthesisConfig(), RecordSampling())

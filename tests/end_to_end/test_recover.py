@@ -190,7 +190,7 @@ def test_the_focal_length_is_found_used_and_reported(tmp_path: Path, standing: n
     assert depths[1] < depths[0] - 0.02 < depths[2] - 0.04 or depths[1] > depths[0] + 0.02 > depths[2] + 0.04
 
 
-@pytest.mark.parametrize("value", ["0", "-3", "nan", "inf"])
+@pytest.mark.parametrize("value", ["0", "-3", "nan", "inf", "1e39", "1e-50", "0.5"])
 def test_a_focal_length_that_is_none_is_refused(tmp_path: Path, standing: np.ndarray, capsys, value: str) -> None:
     np.save(tmp_path / "p.npy", standing[None])
     assert run(tmp_path / "p.npy", "--joint-set", "coco17", "--out", tmp_path / "o", "--focal-px", value) == 2
@@ -200,8 +200,17 @@ def test_a_focal_length_that_is_none_is_refused(tmp_path: Path, standing: np.nda
 
 def test_a_focal_length_needs_the_size_of_the_picture(tmp_path: Path, standing: np.ndarray, capsys) -> None:
     np.save(tmp_path / "p.npy", standing[None])
-    assert run(tmp_path / "p.npy", "--joint-set", "coco17", "--out", tmp_path / "o", "--focal-px", "900") == 1
+    assert run(tmp_path / "p.npy", "--joint-set", "coco17", "--out", tmp_path / "o", "--focal-px", "900") == 2
     assert "--focal-px needs the size of the picture" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_keypoints_of_a_picture_of_another_size_are_refused(tmp_path: Path, standing: np.ndarray, capsys) -> None:
+    Image.new("RGB", (1000, 1200)).save(tmp_path / "p.png")
+    np.savez(tmp_path / "k.npz", keypoints=standing[None], image_size=np.array([2000, 2400]))
+    words = ("--joint-set", "coco17", "--out", tmp_path / "o")
+    assert run(tmp_path / "p.png", "--keypoints", tmp_path / "k.npz", *words) == 1
+    assert "is 1000 x 1200 px, but its keypoints are of a picture of 2000 x 2400 px" in capsys.readouterr().err
 
 
 def test_a_missing_detector_says_how_to_get_it(tmp_path: Path, monkeypatch, capsys) -> None:

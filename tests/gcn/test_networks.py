@@ -268,3 +268,15 @@ def test_statistics_beyond_half_precision_are_kept(tmp_path: Path) -> None:
 
 def test_nobody_gives_no_meshes(model: Pose2Mesh) -> None:
     assert model(torch.zeros(0, 19, 2), torch.zeros(0, 19))[1].shape == (0, 6890, 3)
+
+
+def test_a_view_is_geometry_and_stays_exact_in_mixed_precision(people) -> None:
+    keypoints, confidence = people
+    intrinsics = torch.tensor([[900.0, 900, -400, 300]]).expand(3, 4)
+    exact = SMALL.see(keypoints, confidence, intrinsics)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = SMALL.see(keypoints, confidence, intrinsics)
+        back = mixed.to_camera(keypoints.new_ones(3, 5, 3))
+    torch.testing.assert_close(mixed.features, exact.features, rtol=0, atol=0)
+    torch.testing.assert_close(back, exact.to_camera(keypoints.new_ones(3, 5, 3)), rtol=0, atol=0)
+    assert back.dtype == torch.float32

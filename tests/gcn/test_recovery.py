@@ -100,13 +100,45 @@ def test_a_person_stands_before_the_camera_where_the_picture_shows_them(recovery
     joints = (BODY.regressor(COCO17) @ found.vertices[0]) + found.place[0]
     placed = joints[:, :2] / joints[:, 2:] * 1000 + (400, 300)
     error = np.linalg.norm(placed - keypoints.positions_px[0], axis=1).mean()
-    assert found.misfit[0] == pytest.approx(error / np.sqrt(np.prod(np.ptp(placed, axis=0))), rel=1e-3)
+    weak = (BODY.regressor(COCO17) @ found.vertices[0])[:, :2] * found.camera[0, 0]
+    assert found.misfit[0] == pytest.approx(error / np.sqrt(np.prod(np.ptp(weak, axis=0))), rel=1e-3)
     vertices = found.vertices[0] + found.place[0]
     np.testing.assert_allclose(
         found.vertices_px(0)[:, :2], vertices[:, :2] / vertices[:, 2:] * 1000 + (400, 300), atol=0.01
     )
     blind = recovery.recover(replace(keypoints, image_size=None))
     assert not blind.has_place.any() and np.isnan(blind.intrinsics).all()
+
+
+def test_nobody_is_placed_partly_behind_the_camera(recovery: MeshRecovery) -> None:
+    """A person that large in the picture would stand with the nose behind the lens."""
+    near = around_the_camera(0.0)
+    middle = near.positions_px.mean(1, keepdims=True)
+    nearer = [replace(near, positions_px=middle + s * (near.positions_px - middle)) for s in (1, 60)]
+    placed, not_placed = (recovery.recover(k) for k in nearer)
+    assert placed.has_place.all() and (placed.vertices[0, :, 2] + placed.place[0, 2]).min() > 0.1
+    assert not_placed.valid.all() and not not_placed.has_place.any() and np.isfinite(not_placed.misfit).all()
+
+
+def test_who_lies_far_outside_of_an_assumed_picture_is_of_another(recovery: MeshRecovery) -> None:
+    inside = around_the_camera(0.0)
+    shifted = replace(inside, positions_px=inside.positions_px + np.float32(900))
+    assert recovery.recover(inside).has_place.all() and not recovery.recover(shifted).has_place.any()
+    blind = recovery.recover(replace(inside, image_size=None))
+    np.testing.assert_allclose(recovery.recover(shifted).joints, blind.joints, atol=1e-4)
+    tiny = recovery.recover(replace(inside, image_size=(1, 1)))
+    np.testing.assert_allclose(tiny.joints, blind.joints, atol=1e-4)
+    assert recovery.recover(shifted, focal_px=1000.0).has_place.all()  # a camera that is told is believed
+
+
+def test_an_unknown_joint_may_lie_anywhere(recovery: MeshRecovery) -> None:
+    keypoints = around_the_camera(0.1)
+    keypoints.confidence[0, 9] = 0
+    before = recovery.recover(keypoints)
+    keypoints.positions_px[0, 9] = 1e38
+    after = recovery.recover(keypoints)
+    np.testing.assert_allclose(after.vertices, before.vertices, atol=1e-6)
+    assert after.misfit[0] == pytest.approx(before.misfit[0])
 
 
 def test_without_the_size_of_the_picture_the_place_means_nothing(recovery: MeshRecovery) -> None:
@@ -116,8 +148,8 @@ def test_without_the_size_of_the_picture_the_place_means_nothing(recovery: MeshR
     np.testing.assert_allclose(one, other, atol=1e-4)
     with pytest.raises(InputError, match="image size is known"):
         recovery.recover(somewhere, focal_px=1000.0)
-    for wrong in (0.0, -5.0, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="positive number of px"):
+    for wrong in (0.0, -5.0, float("nan"), float("inf"), 1e39, 1e-50):
+        with pytest.raises(InputError, match="focal length lies between 1 and"):
             recovery.recover(around_the_camera(0.0), focal_px=wrong)
 
 

@@ -233,3 +233,18 @@ def test_arrays_of_another_shape_or_range_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=reason):
         Keypoints(positions_px=positions, confidence=confidence, joint_set=COCO17)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (-5, 3), (float("nan"), 5), (float("inf"), 5), (10**400, 3)])
+def test_a_picture_has_a_size(size: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match="image_size must be width and height in pixels"):
+        Keypoints(positions_px=np.zeros((1, 17, 2)), confidence=np.ones((1, 17)), joint_set=COCO17, image_size=size)
+
+
+def test_known_joints_lie_in_some_picture() -> None:
+    positions, confidence = np.zeros((2, 17, 2)), np.ones((2, 17))
+    positions[1, 3] = 1e18
+    with pytest.raises(InputError, match=r"person 1 lie more than 1e\+07 px away at left_ear"):
+        Keypoints(positions_px=positions, confidence=confidence, joint_set=COCO17)
+    confidence[1, 3] = 0
+    Keypoints(positions_px=positions, confidence=confidence, joint_set=COCO17)
