@@ -28,10 +28,12 @@ _SHEET_EACH, _SHEET_HEIGHT_PX = 4, 420
 _SHEET_REACH = 0.7  # of a person's longer side, around the middle
 INPUTS = {
     "as detected": "as the detector saw the person in this one view, sides judged: what recover makes of a photo",
-    "sides put right": "the same with left and right as all cameras agree",
+    "focal length told": "the same with the calibrated focal length instead of the picture's diagonal",
+    "sides put right": "as detected with left and right as all cameras agree",
     "exact": "the true joints, projected into the view",
     "the detector's own 3D": "BlazePose's world landmarks, no mesh",
 }
+JUDGED = ("as detected", "focal length told")  # by the left/right network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,8 @@ def compare(recovery: MeshRecovery, views: Views, truth: Truth) -> tuple[dict[st
             if keypoints is None:
                 errors = _errors(views.world_m[measured, k][:, _IN_BLAZEPOSE], true_m)
             else:
-                found = recovery.recover(keypoints, exchange=name == "as detected")
+                focal_px = camera.focal_px if name == "focal length told" else None
+                found = recovery.recover(keypoints, exchange=name in JUDGED, focal_px=focal_px)
                 is_valid &= found.valid  # whom one row leaves out, all do: "as detected" comes first
                 errors = _errors(regress(torch.from_numpy(found.vertices))[0].numpy(), true_m)
             if name == "as detected" and keypoints is not None:
@@ -120,6 +123,7 @@ def _inputs(
     known = np.isfinite(true_m).all(-1)
     return {
         "as detected": detected,
+        "focal length told": detected,
         "sides put right": Keypoints(
             positions_px=np.where(wrong[:, None, None], detected.positions_px[:, order], detected.positions_px),
             confidence=np.where(wrong[:, None], detected.confidence[:, order], detected.confidence),
