@@ -184,6 +184,8 @@ def test_the_command_reports_every_view_and_leaves_a_sheet(joints, tmp_path: Pat
     detected, right, exact = (errors[name] for name in ("as detected", "sides put right", "exact"))
     assert detected["cam3"]["pa_mpjpe_mm"] > right["cam3"]["pa_mpjpe_mm"] + 20
     assert detected["cam0"] == right["cam0"]
+    told = errors["focal length told"]  # which is not the diagonal
+    assert told.keys() == detected.keys() and told["all"]["mpjpe_mm"] != detected["all"]["mpjpe_mm"]
     for name in ("cam0", "cam1", "cam2", "cam3", "all"):
         assert 5 < exact[name]["pa_mpjpe_mm"] < 90
         assert exact[name]["pa_mpjpe_mm"] == pytest.approx(right[name]["pa_mpjpe_mm"], abs=0.1)
