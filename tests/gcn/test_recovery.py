@@ -110,7 +110,7 @@ def test_a_person_stands_before_the_camera_where_the_picture_shows_them(recovery
     assert not blind.has_place.any() and np.isnan(blind.intrinsics).all()
 
 
-def test_nobody_is_placed_partly_behind_the_camera(recovery: MeshRecovery) -> None:
+def test_nobody_is_placed_partly_behind_the_camera(recovery: MeshRecovery, monkeypatch) -> None:
     """A person that large in the picture would stand with the nose behind the lens."""
     near = around_the_camera(0.0)
     middle = near.positions_px.mean(1, keepdims=True)
@@ -118,6 +118,11 @@ def test_nobody_is_placed_partly_behind_the_camera(recovery: MeshRecovery) -> No
     placed, not_placed = (recovery.recover(k) for k in nearer)
     assert placed.has_place.all() and (placed.vertices[0, :, 2] + placed.place[0, 2]).min() > 0.1
     assert not_placed.valid.all() and not not_placed.has_place.any() and np.isfinite(not_placed.misfit).all()
+    # Every vertex counts, also where no joint is: the nearest one decides.
+    nearest = float((placed.vertices[0, :, 2] + placed.place[0, 2]).min())
+    for least, has_place in ((nearest - 1e-3, True), (nearest + 1e-3, False)):
+        monkeypatch.setattr("gcn.recovery.NEAREST_M", least)
+        assert recovery.recover(nearer[0]).has_place.all() == has_place
 
 
 def test_who_lies_far_outside_of_an_assumed_picture_is_of_another(recovery: MeshRecovery) -> None:
