@@ -28,7 +28,8 @@ from tools.plots import draw_plots
 from tools.progress import TENSORBOARD_MISSING, Board, Progress
 from tools.run_folder import Start, find_start
 from tools.signals import StopSignals
-from tools.stages import STAGES, Setting, Stage, dump_networks
+from tools.stage_networks import dump_networks
+from tools.stages import STAGES, Setting, Stage
 
 FORMAT = "meshrecovery-training-1"
 ACKNOWLEDGEMENT = (

@@ -13,9 +13,10 @@ from gcn.lifters.martinez import MartinezConfig
 from gcn.lifters.semgcn import SemGCNConfig
 from gcn.pose2mesh import ModelConfig, build_lifter, save_weights
 from gcn.train_state import StageConfig
+from mesh.body import load_body
 from mesh.errors import InputError
 from tools.experiment import ExperimentConfig, ModelSection
-from tools.stages import _check_statistics, _freeze_decoders, _lifter, dump_networks
+from tools.stage_networks import begun_lifter, check_statistics, dump_networks, freeze_decoders, fresh_mesh
 
 SMALL = ModelConfig(
     martinez=MartinezConfig(width=8, blocks=1), semgcn=SemGCNConfig(width=8, blocks=1),
@@ -28,13 +29,13 @@ SMALL = ModelConfig(
 def test_batch_norm_needs_two_samples(lifter, batch_size: int, accumulate: int) -> None:
     model = build_lifter(replace(SMALL, lifter=lifter))
     with pytest.raises(InputError, match=f"two samples in a piece of the batch: got batch_size {batch_size} in"):
-        _check_statistics(model, StageConfig(batch_size=batch_size, accumulate=accumulate))
-    _check_statistics(model, StageConfig(batch_size=2 * accumulate, accumulate=accumulate))
-    _check_statistics(model.requires_grad_(False), StageConfig(batch_size=1))
+        check_statistics(model, StageConfig(batch_size=batch_size, accumulate=accumulate))
+    check_statistics(model, StageConfig(batch_size=2 * accumulate, accumulate=accumulate))
+    check_statistics(model.requires_grad_(False), StageConfig(batch_size=1))
 
 
 def test_a_graph_of_joints_has_statistics_of_one_sample() -> None:
-    _check_statistics(build_lifter(replace(SMALL, lifter="semgcn")), StageConfig(batch_size=1))
+    check_statistics(build_lifter(replace(SMALL, lifter="semgcn")), StageConfig(batch_size=1))
 
 
 @pytest.mark.parametrize("name", ["depth_only", "denoise"])
@@ -43,24 +44,43 @@ def test_a_lifter_to_go_on_from_is_what_the_configuration_says(tmp_path: Path, n
     section = ModelSection(posenet_start=str(tmp_path / "w.safetensors"), **{name: True})
     saved = {"networks": dump_networks(SMALL)}
     with pytest.raises(InputError, match=rf"model\.{name}=true: the lifter that this run goes on from was trained"):
-        _lifter(ExperimentConfig(model=section), saved)
+        begun_lifter(ExperimentConfig(model=section), saved)
     if name == "denoise":
-        assert _lifter(ExperimentConfig(model=section), None)[1].denoise
+        assert begun_lifter(ExperimentConfig(model=section), None)[1].denoise
     else:
         with pytest.raises(InputError, match=r"model\.depth_only=true"):
-            _lifter(ExperimentConfig(model=section), None)
+            begun_lifter(ExperimentConfig(model=section), None)
+
+
+def test_a_lifter_to_go_on_from_sees_the_view_that_the_configuration_says(tmp_path: Path) -> None:
+    old = replace(SMALL, view="picture")
+    save_weights(tmp_path / "w.safetensors", build_lifter(old), old, {})
+    section = ModelSection(posenet_start=str(tmp_path / "w.safetensors"))
+    for saved in (None, {"networks": dump_networks(old)}):
+        with pytest.raises(InputError, match=r"model\.view=centred: .* sees the picture view"):
+            begun_lifter(ExperimentConfig(model=section), saved)
+    assert begun_lifter(ExperimentConfig(model=replace(section, view="picture")), None)[1].view == "picture"
+
+
+def test_a_lifter_and_a_mesh_network_of_different_views_are_refused(tmp_path: Path) -> None:
+    old = replace(SMALL, view="picture")
+    save_weights(tmp_path / "w.safetensors", build_lifter(old), old, {})
+    shipped = Path(__file__).parents[2] / "gcn" / "weights" / "pose2mesh.safetensors"
+    section = ModelSection(posenet_weights=str(tmp_path / "w.safetensors"), meshnet_weights=str(shipped))
+    with pytest.raises(InputError, match="see another view than the lifter, picture"):
+        fresh_mesh(ExperimentConfig(model=section), load_body())
 
 
 def test_a_resumed_run_cannot_freeze_all_of_its_lifter(tmp_path: Path) -> None:
     section = ModelSection(posenet_start=str(tmp_path))
     config = ExperimentConfig(model=section, posenet_training=StageConfig(freeze_posenet=True))
     with pytest.raises(InputError, match="leaves nothing to train without"):
-        _lifter(config, {"networks": dump_networks(SMALL)})
+        begun_lifter(config, {"networks": dump_networks(SMALL)})
 
 
 def test_the_decoder_of_a_wrapped_cyclic_lifter_is_frozen_for_the_mesh_stage() -> None:
     lifter = build_lifter(replace(SMALL, lifter="cyclic", depth_only=True, denoise=True))
-    _freeze_decoders(lifter)
+    freeze_decoders(lifter)
     learning = {name for name, parameter in lifter.named_parameters() if parameter.requires_grad}
     assert not any(".decoder." in name and not name.startswith("denoiser") for name in learning)
     assert any(".encoder." in name for name in learning)
