@@ -5,6 +5,7 @@ Our own: jitter, outliers, shifted definitions, hidden and cut-off joints, left 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,15 +38,20 @@ _LIMBS = (
     COCO17.indices(("left_knee", "right_knee", "left_ankle", "right_ankle")),
     _FACE,
 )
-_LIMB_MASKS, _FACE_MASKS = (
-    tuple(tuple(joint in part for joint in range(len(COCO17))) for part in parts) for parts in (_LIMBS, _FAR_FACE)
+_SIDES = tuple(COCO17.indices([n for n in COCO17.names if n.startswith(side)]) for side in ("left", "right"))
+_LIMB_MASKS, _FACE_MASKS, _SIDE_MASKS = (
+    tuple(tuple(joint in part for joint in range(len(COCO17))) for part in parts)
+    for parts in (_LIMBS, _FAR_FACE, _SIDES)
 )
+_MOST_MISSING = 0.6  # the largest chance of a joint to be missing, where many are
 
 # Log odds of the confidence, mean and sd, of joints that are in view and of those hidden by the body; joints of the
 # trunk and the face are nearly always reported as sure. BlazePose on 853 rendered people (docs/experiments.md).
 _LOG_ODDS = {"elbow": (3.5, 2.5), "wrist": (2.9, 2.2), "knee": (3.3, 2.1), "ankle": (3.35, 1.8)}
 _LOG_ODDS_HIDDEN = {"elbow": (-0.95, 2.2), "wrist": (-2.2, 2.4), "knee": (0.0, 1.5), "ankle": (0.15, 1.35)}
 _SURE, _SURE_HIDDEN = (6.5, 1.3), (6.0, 1.4)
+_SCALES = (0.15, 1.0)  # of the log odds, where another detector's scores are imitated: 0.3 turns 0.998 into 0.87
+_SCORE_SD = 0.4  # of those log odds, joint by joint
 _DOUBT_SCALE = 0.9  # the error grows with log(1 + exp(-0.9 log odds))
 _KIND = tuple(name.rpartition("_")[2] for name in COCO17.names)
 _ARM_JOINTS = [joint for joint, kind in enumerate(_KIND) if kind in ("elbow", "wrist")]
@@ -85,6 +91,9 @@ class NoiseConfig:
     rendered people (2.5 % of the frontal ones), 9 % of the views of a real recording of acrobatics; the two arms alone
     0.2 %. Their defaults are 0: `gcn.labeling` makes whole-body exchanges of its own to learn from, and those of the
     arms are rare.
+
+    Other detectors report other confidences for the same joints: scores of heat maps seldom come near 1 and tell less,
+    and some files have none. `rescored` and `unscored` train for that; at 0 they draw nothing.
     """
 
     model: Literal["detector", "human36m", "coco", "none"] = "detector"
@@ -104,14 +113,18 @@ class NoiseConfig:
     drop_limb: float = 0.15
     drop_face_side: float = 0.15
     drop_doubtful: float = 0.25  # probability that a person's joints of confidence below 0.3 count as not seen
+    drop_side: float = 0.0  # probability that one side is not seen, in exact samples too: people in profile
+    drop_many: float = 0.0  # probability that each joint is missing with a chance of up to 60 %, in exact samples too
     cut_off: float = 0.1  # probability that the picture ends within the person
     exchange: float = 0.0  # probability that left and right are exchanged in the whole body, face included
     exchange_arms: float = 0.0  # probability that the two arms are exchanged, from the elbows on
+    rescored: float = 0.0  # share of samples, exact ones too, that come with confidences on another detector's scale
+    unscored: float = 0.0  # share of samples whose joints have confidence 1 if they were seen
 
     def __post_init__(self) -> None:
         for name in (
-            "clean", "outlier", "drop_joint", "drop_limb", "drop_face_side", "drop_doubtful", "cut_off",
-            "definition_width", "exchange", "exchange_arms",
+            "clean", "outlier", "drop_joint", "drop_limb", "drop_face_side", "drop_doubtful", "drop_side", "drop_many",
+            "cut_off", "definition_width", "exchange", "exchange_arms", "rescored", "unscored",
         ):  # fmt: skip
             require(0 <= getattr(self, name) <= 1, f"noise.{name} must lie in [0, 1], got {getattr(self, name)}")
         for name in (
@@ -120,7 +133,8 @@ class NoiseConfig:
         ):  # fmt: skip
             require(getattr(self, name) >= 0, f"noise.{name} must not be negative, got {getattr(self, name)}")
         require(-1 <= self.hip_rise <= 1, f"noise.hip_rise must lie in [-1, 1], got {self.hip_rise}")
-        for name in ("exchange", "exchange_arms"):
+        require(self.rescored + self.unscored <= 1, "noise.rescored and noise.unscored must not exceed 1 together")
+        for name in ("exchange", "exchange_arms", "rescored", "unscored", "drop_side", "drop_many"):
             require(
                 self.model == "detector" or getattr(self, name) == 0,
                 f"noise.{name} is part of noise.model=detector alone; set it to 0, or the model to detector, "
@@ -159,6 +173,18 @@ def _dropped(points: Tensor, config: NoiseConfig, draws: Draws) -> Tensor:
     return hidden | (beyond & (draws.rand(1) < config.cut_off))
 
 
+def _missing(points: Tensor, config: NoiseConfig, draws: Draws) -> Tensor:
+    """Joints that a detector does not report although others see as much of the person, (B, 17) bool."""
+    missing = torch.zeros_like(points[..., 0], dtype=torch.bool)
+    if config.drop_side > 0:
+        side = torch.tensor(_SIDE_MASKS, device=points.device)
+        missing |= side[draws.randint(2)] & (draws.rand(1) < config.drop_side)
+    if config.drop_many > 0:
+        chance = _MOST_MISSING * draws.rand(1) * (draws.rand(1) < config.drop_many)
+        missing |= draws.rand(len(COCO17)) < chance
+    return missing
+
+
 def _exchange(points: Tensor, confidence: Tensor, config: NoiseConfig, draws: Draws) -> tuple[Tensor, Tensor]:
     """Left taken for right: joints and their confidence under the other side's names. Draws nothing at rate 0."""
     for rate, order in ((config.exchange, _WHOLE_BODY), (config.exchange_arms, _ARMS)):
@@ -177,6 +203,19 @@ def _log_odds(hidden: Tensor, draws: Draws) -> Tensor:
     )
     mean, sd = torch.where(hidden[..., None], behind, in_view).unbind(-1)
     return mean + sd * draws.randn(len(COCO17))
+
+
+def _reported(log_odds: Tensor, exact: Tensor, config: NoiseConfig, draws: Draws) -> Tensor:
+    """Confidences of joints that are seen, (B, 17): 1 in exact samples (B, 1) unless another detector scores them."""
+    scores = torch.where(exact, 1.0, log_odds.sigmoid())
+    if config.rescored + config.unscored > 0:
+        low, high = map(math.log, _SCALES)
+        scale = (low + (high - low) * draws.rand(1)).exp()
+        rescored = (scale * log_odds + _SCORE_SD * draws.randn(len(COCO17))).sigmoid()
+        lot = draws.rand(1)
+        scores = torch.where(lot < config.rescored, rescored, scores)
+        scores = torch.where(lot >= 1 - config.unscored, 1.0, scores)
+    return scores
 
 
 def _jitter_sd(log_odds: Tensor, hidden: Tensor, config: NoiseConfig, draws: Draws) -> Tensor:
@@ -204,8 +243,8 @@ def imitate_detector(keypoints: Tensor, hidden: Tensor, config: NoiseConfig, dra
     """Exact COCO-17 joints to what a detector would report: (B, 17, 2) px -> (B, 17, 2) px and confidence (B, 17).
 
     `hidden` (B, 17) bool are the joints behind the body (see `data.occlusion`).
-    Confidence is 1 for exact samples, and 0 for a joint that was not seen (whose position is then left as it was and
-    must not be used).
+    Confidence is 1 for exact samples (but for what `config.rescored`, `drop_side` and `drop_many` do), and 0 for a
+    joint that was not seen (whose position is then left as it was and must not be used).
     """
     size = person_size(keypoints)[:, None, None]
     sigma = keypoints.new_tensor(COCO_SIGMAS)
@@ -215,16 +254,12 @@ def imitate_detector(keypoints: Tensor, hidden: Tensor, config: NoiseConfig, dra
     is_outlier = draws.rand(len(COCO17), 1) < config.outlier
     error = torch.where(is_outlier, outlier, jitter)
     noisy = _shift_definitions(keypoints, config, draws) + error * size
-    confidence = log_odds.sigmoid()
     dropped = _dropped(keypoints, config, draws)
-    dropped |= (draws.rand(1) < config.drop_doubtful) & (confidence < MIN_CONFIDENCE)
-    confidence = confidence.masked_fill(dropped, 0.0)
+    dropped |= (draws.rand(1) < config.drop_doubtful) & (log_odds.sigmoid() < MIN_CONFIDENCE)
     exact = draws.rand(1) < config.clean
-    noisy, confidence = _exchange(noisy, confidence, config, draws)
-    return (
-        torch.where(exact[..., None], keypoints, noisy),
-        torch.where(exact, torch.ones_like(confidence), confidence),
-    )
+    scores = _reported(log_odds, exact, config, draws).masked_fill(_missing(keypoints, config, draws), 0.0)
+    noisy, confidence = _exchange(noisy, scores.masked_fill(dropped, 0.0), config, draws)
+    return torch.where(exact[..., None], keypoints, noisy), torch.where(exact, scores, confidence)
 
 
 def add_noise(keypoints: Tensor, joints_m: Tensor, config: NoiseConfig, draws: Draws) -> tuple[Tensor, Tensor]:

@@ -136,7 +136,7 @@ def _kinds(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
     """What is validated: "exact" 2D; and "noisy" 2D as a detector gives, or the "detected" 2D that records have."""
 
     def with_noise(clean: float, **sampling: str) -> ExperimentConfig:
-        noise = replace(config.synthesis.noise, clean=clean)
+        noise = replace(config.synthesis.noise, clean=clean, rescored=0.0, unscored=0.0, drop_side=0.0, drop_many=0.0)
         dataset = None if given is None else replace(given, **sampling)  # type: ignore[arg-type]
         return replace(config, synthesis=replace(config.synthesis, mirror=0.0, noise=noise), validation_dataset=dataset)
 

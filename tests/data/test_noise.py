@@ -202,7 +202,8 @@ def test_the_same_generator_gives_the_same_noise_and_the_global_one_is_untouched
 def test_the_noise_of_a_person_does_not_depend_on_how_the_batch_is_split(people) -> None:
     def piece(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         draws = Draws(len(people), Generator().manual_seed(5), rows)
-        return imitate_detector(people[rows], people[rows, :, 0] > 500, NoiseConfig(clean=0.2, cut_off=0.5), draws)
+        config = NoiseConfig(clean=0.2, cut_off=0.5, rescored=0.3, unscored=0.2, drop_side=0.2, drop_many=0.3)
+        return imitate_detector(people[rows], people[rows, :, 0] > 500, config, draws)
 
     (noisy, confidence), *parts = piece(slice(0, 4000)), piece(slice(0, 1501)), piece(slice(1501, 4000))
     torch.testing.assert_close(torch.cat([part[0] for part in parts]), noisy, rtol=0, atol=1e-3)
@@ -230,6 +231,65 @@ def test_exchanged_arms_are_elbows_and_wrists_alone(people, generator) -> None:
     wrong = moved[:, left]
     assert torch.equal(noisy[wrong, left], people[wrong, right])
     assert abs(wrong.float().mean().item() - 0.2) < 5 * (0.2 * 0.8 / len(people)) ** 0.5
+
+
+def test_scores_of_another_detector_are_less_sure_and_tell_the_same_joints_apart(people) -> None:
+    """The log odds of a shoulder in view, 6.5, are scaled by 0.15 to 1, in the middle (of the logarithm) by 0.39."""
+    hidden = torch.zeros(people.shape[:2], dtype=torch.bool)
+    hidden[:, ::2] = True
+    (points, own), (same_points, scores) = (
+        imitate_detector(people, hidden, replace(QUIET, rescored=share), Draws(len(people), Generator().manual_seed(5)))
+        for share in (0.0, 1.0)
+    )
+    assert torch.equal(points, same_points)
+    shoulder = COCO17.index("left_shoulder")
+    assert own[:, shoulder].median() > 0.99
+    low, middle, high = scores[:, shoulder].quantile(torch.tensor((0.05, 0.5, 0.95))).tolist()
+    assert low == pytest.approx(0.69, abs=0.03) and middle == pytest.approx(0.925, abs=0.015) and high > 0.99
+    order = [torch.corrcoef(torch.stack((a, b)))[0, 1] for a, b in zip(own.logit(), scores.logit())]
+    assert torch.stack(order).median() > 0.9
+
+
+def test_exact_joints_may_come_with_such_scores_too(people) -> None:
+    points, scores = detected(people, replace(QUIET, clean=1.0, rescored=0.3), Generator().manual_seed(5))
+    assert torch.equal(points, people)
+    rescored = (scores < 1).all(1)
+    assert abs(rescored.float().mean().item() - 0.3) < 5 * (0.3 * 0.7 / len(people)) ** 0.5
+    assert (scores[~rescored] == 1).all()
+
+
+def test_unscored_samples_tell_only_which_joints_were_seen(people) -> None:
+    config = replace(QUIET, drop_joint=0.2, unscored=0.4)
+    _, scores = detected(people, config, Generator().manual_seed(5))
+    _, own = detected(people, replace(config, unscored=0.0), Generator().manual_seed(5))
+    unscored = (scores == 1).any(1) & ((scores == 0) | (scores == 1)).all(1)
+    assert abs(unscored.float().mean().item() - 0.4) < 5 * (0.4 * 0.6 / len(people)) ** 0.5
+    assert 0.15 < (scores[unscored] == 0).float().mean() < 0.25
+    assert ((own > 0) & (own < 1))[unscored].any(1).all()
+
+
+@pytest.mark.parametrize("clean", [0.0, 1.0])
+def test_a_side_is_missing_as_often_as_stated_and_nothing_of_the_other(people, generator, clean: float) -> None:
+    points, confidence = detected(people, replace(QUIET, clean=clean, jitter=0.0, drop_side=0.2), generator)
+    torch.testing.assert_close(points, people)
+    missing = confidence == 0
+    for side, other in (("left", "right"), ("right", "left")):
+        mine, others = (list(COCO17.indices([n for n in COCO17.names if n.startswith(name)])) for name in (side, other))
+        gone = missing[:, mine].all(1)
+        assert abs(gone.float().mean().item() - 0.1) < 5 * (0.1 * 0.9 / len(people)) ** 0.5
+        assert torch.equal(gone, missing[:, mine].any(1)) and not missing[gone][:, others].any()
+    assert not missing[:, COCO17.index("nose")].any()
+
+
+@pytest.mark.parametrize("clean", [0.0, 1.0])
+def test_many_joints_are_missing_in_as_many_people_as_stated(people, generator, clean: float) -> None:
+    _, confidence = detected(people, replace(QUIET, clean=clean, drop_many=0.5), generator)
+    missing = confidence == 0
+    some = missing.any(1)
+    hit = (1 - (1 - (1 - 0.6) ** 18) / (0.6 * 18)) * 0.5  # chance c, uniform up to 0.6: mean of 1 - (1 - c) ** 17
+    assert abs(some.float().mean().item() - hit) < 5 * (hit * (1 - hit) / len(people)) ** 0.5
+    assert missing.float().mean().item() == pytest.approx(0.5 * 0.3, abs=0.015)
+    assert missing.sum(1).float().quantile(0.99) > 9  # people differ: with one chance for all it would be 6
 
 
 def test_exact_samples_keep_their_sides(people, generator) -> None:
@@ -267,7 +327,12 @@ def test_no_model_leaves_every_sample_exact_and_draws_nothing(people, generator)
     assert torch.equal(before, generator.get_state())
 
 
-@pytest.mark.parametrize("key", ["exchange", "exchange_arms"])
-def test_exchange_is_refused_where_no_detector_is_imitated(key: str) -> None:
+def test_more_scores_than_samples_are_refused() -> None:
+    with pytest.raises(InputError, match="must not exceed 1 together"):
+        NoiseConfig(rescored=0.6, unscored=0.6)
+
+
+@pytest.mark.parametrize("key", ["exchange", "exchange_arms", "rescored", "unscored", "drop_side", "drop_many"])
+def test_a_detectors_own_faults_are_refused_where_no_detector_is_imitated(key: str) -> None:
     with pytest.raises(InputError, match=f"noise.{key} is part of noise.model=detector"):
         NoiseConfig(model="coco", **{key: 0.1})
