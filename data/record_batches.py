@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from data.augmentation import mirror_joints, mirror_keypoints
+from data.definitions import by_name
 from data.draws import Draws
-from data.noise import add_noise
 from data.order import Order, SampleOrder
 from data.records import Records
 from data.synthesis import Studio, SynthesisConfig, with_derived
@@ -62,11 +62,13 @@ class RecordBatches:
         self._up = records.info.up
         if self._up is None and not ("extrinsics" in records or "intrinsics" in records):
             self._up = "y"  # without any camera the world stands upright
-        self._joints2d = _by_name(records.info.joints2d, COCO17)
+        in_2d, in_3d = (
+            None if name is None else joint_set(name) for name in (records.info.joints2d, records.info.joints3d)
+        )
+        self._joints2d = by_name(in_2d, COCO17)
         # A joint of another set has the same name and another place: Human3.6M's nose lies 6 cm from COCO's.
-        in_3d = records.info.joints3d
-        self._coco3d = _by_name(in_3d if in_3d in (COCO17.name, COCO19.name) else None, COCO19)
-        self._human36m3d = _by_name(in_3d if in_3d == HUMAN36M17.name else None, HUMAN36M17)
+        self._coco3d = by_name(in_3d if in_3d in (COCO17, COCO19) else None, COCO19)
+        self._human36m3d = by_name(in_3d if in_3d == HUMAN36M17 else None, HUMAN36M17)
 
     def __len__(self) -> int:
         """Rows that can be used, all of which an epoch uses once."""
@@ -87,9 +89,10 @@ class RecordBatches:
             rotations[:, 0] = self._studio.camera_rotation(draws) @ tilted
         if "shape" not in self.records:
             shape = (self.config.shape_sd * draws.randn(shape.shape[1])).clamp(-3, 3)
-        joints, regressed = self._studio.joint_model(rotations, shape)
+        joints, regressed, skeleton = self._studio.joint_model(rotations, shape, with_skeleton=True)
         pelvis = regressed[:, HUMAN36M17.root_idx, None]
-        keypoints, confidence, intrinsics = self._input(rows, joints, pelvis, place, mirrored, draws)
+        every = torch.cat((joints, regressed, skeleton), dim=1)
+        keypoints, confidence, intrinsics = self._input(rows, every, pelvis, place, mirrored, draws)
         coco, coco_valid = self._recorded_joints(rows, self._coco3d, COCO19, mirrored)
         human, human_valid = self._recorded_joints(rows, self._human36m3d, HUMAN36M17, mirrored)
         body = has_body[:, None, None]
@@ -149,9 +152,12 @@ class RecordBatches:
         return rotations, shape, trans, valid
 
     def _input(
-        self, rows: np.ndarray, joints: Tensor, pelvis: Tensor, place: Tensor, mirrored: Tensor, draws: Draws
+        self, rows: np.ndarray, every: Tensor, pelvis: Tensor, place: Tensor, mirrored: Tensor, draws: Draws
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the networks see: (B, 19, 2) px, (B, 19), and what they are told of the cameras, (B, 4) px."""
+        """What the networks see: (B, 19, 2) px, (B, 19), and what they are told of the cameras, (B, 4) px.
+
+        `every` (B, 60, 3) are the joints of `Studio.detected`.
+        """
         intrinsics = torch.zeros(len(rows), 4, device=self.device)
         if self.sampling.camera == "recorded" and "intrinsics" in self.records:
             mirror = intrinsics.new_tensor((1.0, 1.0, -1.0, 1.0))
@@ -165,16 +171,16 @@ class RecordBatches:
             confidence = torch.where(mirrored, confidence[:, flipped], confidence)
             return *with_derived(points, confidence), intrinsics
         if self.sampling.camera == "random":
-            exact, focal = self._studio.photograph(joints - pelvis, draws)
+            exact, focal = self._studio.photograph(every - pelvis, draws, framed=len(COCO19))
         else:
             centre = intrinsics[:, 2:]
             ratio = (intrinsics[:, 1] / intrinsics[:, 0])[:, None, None]
-            exact = project(joints + place[:, None], intrinsics[:, 0], torch.zeros_like(centre))
+            exact = project(every + place[:, None], intrinsics[:, 0], torch.zeros_like(centre))
             exact = exact * torch.cat((torch.ones_like(ratio), ratio), dim=-1) + centre[:, None]
-        noisy, confidence = add_noise(exact[:, : len(COCO17)], joints, self.config.noise, draws)
+        keypoints, confidence = self._studio.detected(exact, every[:, : len(COCO19)], draws)
         if self.sampling.camera == "random":
             intrinsics = self._studio.told(focal, draws)
-        return *with_derived(noisy, confidence), intrinsics
+        return keypoints, confidence, intrinsics
 
     def _recorded_joints(
         self, rows: np.ndarray, names: tuple[Tensor, Tensor], target: JointSet, mirrored: Tensor
@@ -197,14 +203,6 @@ def _upright(root: Tensor, up: str) -> Tensor:
     """Root rotations (B, 3, 3) from a frame in which the axis `up` points up to one with y up, turned about x."""
     axes, signs = {"y": ((0, 1, 2), (1, 1, 1)), "-y": ((0, 1, 2), (1, -1, -1)), "z": ((0, 2, 1), (1, 1, -1))}[up]
     return root.new_tensor(signs)[:, None] * root[:, list(axes)]
-
-
-def _by_name(source: str | None, target: JointSet) -> tuple[Tensor, Tensor]:
-    """For each joint of the target its place in the source set (0 if it is not there) and whether it is there."""
-    names = joint_set(source).names if source is not None else ()
-    places = [names.index(name) if name in names else -1 for name in target.names]
-    index = torch.tensor(places)
-    return index.clamp_min(0), index >= 0
 
 
 def _check(records: Records, sampling: RecordSampling) -> None:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from data.augmentation import camera_from_world, mirror_pose, turn_body
+from data.definitions import redefined
 from data.draws import Draws
 from data.noise import NoiseConfig, add_noise
 from data.order import Order, SampleOrder
 from mesh.body import Body
 from mesh.camera import diagonal_intrinsics, project
 from mesh.errors import require
-from mesh.joints import COCO17, COCO19, HUMAN36M17
+from mesh.joints import COCO17, COCO19, HUMAN36M17, SMPL24
 from mesh.rotation import quaternion_to_matrix
 from mesh.samples import Batch
 from mesh.skinning import BodyModel, JointModel
@@ -82,12 +83,14 @@ class SynthesisConfig:
 
     shape_sd: float = 1.0
     mirror: float = 0.5
+    other_joints: float = 0.0  # share of samples whose 2D joints are those of human36m17 or smpl24, converted by name
     camera: CameraConfig = field(default_factory=CameraConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
 
     def __post_init__(self) -> None:
         require(self.shape_sd >= 0, f"synthesis.shape_sd must not be negative, got {self.shape_sd}")
-        require(0 <= self.mirror <= 1, f"synthesis.mirror must lie in [0, 1], got {self.mirror}")
+        for name in ("mirror", "other_joints"):
+            require(0 <= getattr(self, name) <= 1, f"synthesis.{name} must lie in [0, 1], got {getattr(self, name)}")
 
 
 class Studio:
@@ -112,18 +115,34 @@ class Studio:
         roll = draws.randn() * math.radians(camera.roll_sd_deg)
         return camera_from_world(yaw, pitch, roll)
 
-    def photograph(self, joints_m: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Root-relative joints (B, J, 3) to an imagined picture: (B, J, 2) px, and its focal length, (B,) px."""
+    def photograph(self, joints_m: Tensor, draws: Draws, *, framed: int | None = None) -> tuple[Tensor, Tensor]:
+        """Root-relative joints (B, J, 3) to an imagined picture: (B, J, 2) px, and its focal length, (B,) px.
+
+        The first `framed` of them (none given: all) decide how large and how near the person is.
+        """
         camera = self.config.camera
         focal = _uniform([math.log(f) for f in camera.focal], draws).exp()
         fill = _uniform(camera.fill, draws)
-        extent = (joints_m[..., :2].amax(1) - joints_m[..., :2].amin(1)).amax(-1).clamp_min(0.5)
-        nearest = -joints_m[..., 2].amin(1)
+        frame = joints_m[:, :framed]
+        extent = (frame[..., :2].amax(1) - frame[..., :2].amin(1)).amax(-1).clamp_min(0.5)
+        nearest = -frame[..., 2].amin(1)
         depth = (focal * extent / fill).maximum(nearest + 0.4)
         place = (2 * draws.rand(2) - 1) * camera.off_centre
         root = torch.cat((place * (depth / focal)[:, None], depth[:, None]), dim=1)
         middle = torch.full((len(joints_m), 2), IMAGE_HEIGHT_PX / 2, device=self.device)
         return project(joints_m + root[:, None], focal * IMAGE_HEIGHT_PX, middle), focal * IMAGE_HEIGHT_PX
+
+    def detected(self, points_px: Tensor, joints_m: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """What a detector makes of exact joints: (B, 19, 2) px and confidence (B, 19).
+
+        `points_px` (B, 60, 2) are those of coco19, human36m17 and smpl24, one after the other, `joints_m` (B, 19, 3)
+        the first of them in the camera's directions, metres.
+        """
+        coco, human36m, smpl = points_px.split((len(COCO19), len(HUMAN36M17), len(SMPL24)), dim=1)
+        others = ((HUMAN36M17, human36m), (SMPL24, smpl))
+        keypoints, has = redefined(coco[:, : len(COCO17)], others, self.config.other_joints, draws)
+        noisy, confidence = add_noise(keypoints, joints_m, self.config.noise, draws)
+        return with_derived(noisy, confidence * has)
 
     def told(self, focal_px: Tensor, draws: Draws) -> Tensor:
         """What the networks are told of the imagined cameras, (B,) px -> (B, 4) of `mesh.samples.Batch`."""
@@ -170,11 +189,11 @@ class Synthesiser(Studio):
         rotations = quaternion_to_matrix(turn_body(pose, self.tilt(draws)))
         rotations[:, 0] = self.camera_rotation(draws) @ rotations[:, 0]
         shape = (config.shape_sd * draws.randn(self.joint_model.num_shape)).clamp(-3, 3)
-        joints, regressed = self.joint_model(rotations, shape)
+        joints, regressed, skeleton = self.joint_model(rotations, shape, with_skeleton=True)
         pelvis = regressed[:, HUMAN36M17.root_idx, None]
-        keypoints, focal = self.photograph(joints - pelvis, draws)
-        noisy, confidence = add_noise(keypoints[:, : len(COCO17)], joints, config.noise, draws)
-        keypoints, confidence = with_derived(noisy, confidence)
+        every = torch.cat((joints, regressed, skeleton), dim=1) - pelvis
+        flat, focal = self.photograph(every, draws, framed=len(COCO19))
+        keypoints, confidence = self.detected(flat, joints, draws)
         intrinsics = self.told(focal, draws)
         all_known = torch.ones(len(index), len(COCO19), dtype=torch.bool, device=self.device)
         return Batch(

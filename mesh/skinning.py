@@ -165,12 +165,15 @@ class JointModel(_PosedModel):
         self.register_buffer("pair_joint", pairs[:, 0], persistent=False)
         self.register_buffer("pair_bone", pairs[:, 1], persistent=False)
 
-    def forward(self, rotations: Tensor, shape: Tensor) -> tuple[Tensor, ...]:
-        """(B, J, 3, 3) local rotations, (B, S) -> joints of each joint set, (B, joints, 3) metres."""
-        bones, _ = self.bone_transforms(rotations, shape)
+    def forward(self, rotations: Tensor, shape: Tensor, *, with_skeleton: bool = False) -> tuple[Tensor, ...]:
+        """(B, J, 3, 3) local rotations, (B, S) -> joints of each joint set, (B, joints, 3) metres.
+
+        `with_skeleton` adds the body's own joints (SMPL24), about which its bones turn, as the last.
+        """
+        bones, skeleton = self.bone_transforms(rotations, shape)
         coefficients = self.blend_coefficients(rotations, shape)
         points = self.base[:, :3] + (coefficients @ self.dirs).unflatten(1, (-1, 3))  # (B, P, 3)
         bones = bones[:, self.pair_bone]  # (B, P, 3, 4)
         parts = (bones[..., :3] * points[..., None, :]).sum(-1) + bones[..., 3] * self.base[:, 3:]
         joints = parts.new_zeros(len(parts), sum(self.counts), 3).index_add_(1, self.pair_joint, parts)
-        return joints.split(self.counts, dim=1)
+        return joints.split(self.counts, dim=1) + ((skeleton,) if with_skeleton else ())

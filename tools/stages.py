@@ -138,7 +138,8 @@ def _kinds(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
     def with_noise(clean: float, **sampling: str) -> ExperimentConfig:
         noise = replace(config.synthesis.noise, clean=clean, rescored=0.0, unscored=0.0, drop_side=0.0, drop_many=0.0)
         dataset = None if given is None else replace(given, **sampling)  # type: ignore[arg-type]
-        return replace(config, synthesis=replace(config.synthesis, mirror=0.0, noise=noise), validation_dataset=dataset)
+        synthesis = replace(config.synthesis, mirror=0.0, other_joints=0.0, noise=noise)
+        return replace(config, synthesis=synthesis, validation_dataset=dataset)
 
     given = config.validation_dataset
     if given is not None and "pose" not in open_records(given.records):

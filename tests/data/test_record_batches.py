@@ -76,8 +76,8 @@ def write(path: Path, set3d=SMPL24, points: np.ndarray | None = None, up=None, *
         return writer.finish()
 
 
-def batch_of(records: Records, mirror: float = 0.0, noise: float = 1.0, **sampling) -> Batch:
-    config = SynthesisConfig(mirror=mirror, noise=NoiseConfig(clean=noise))
+def batch_of(records: Records, mirror: float = 0.0, noise: float = 1.0, others: float = 0.0, **sampling) -> Batch:
+    config = SynthesisConfig(mirror=mirror, other_joints=others, noise=NoiseConfig(clean=noise))
     maker = RecordBatches(records, BODY, config, RecordSampling(**sampling))
     assert len(maker) == COUNT
     return maker.batch(torch.arange(COUNT), Draws(COUNT, step_generator(0, 0)), with_vertices=True)
@@ -194,6 +194,23 @@ def test_noise_is_laid_over_projections_and_not_over_recorded_joints(records) ->
     assert not torch.allclose(batch_of(records, noise=0.0).keypoints_px, batch_of(records).keypoints_px, atol=0.5)
     noisy, clean = (batch_of(records, noise=n, input="recorded").keypoints_px for n in (0.0, 1.0))
     assert torch.equal(noisy, clean)
+
+
+def test_the_joints_of_other_sets_are_those_the_camera_saw_and_recorded_ones_stay(records) -> None:
+    seen = TRUTH.pixels(TRUTH.joints(HUMAN36M17))
+    batch = batch_of(records, others=1.0)
+    has_nose = batch.confidence[:, COCO19.index("nose")] > 0
+    assert (batch.confidence[:, COCO19.index("left_eye")] == 0).all() and has_nose.any() and not has_nose.all()
+    for name in ("nose", "left_hip", "right_shoulder"):
+        found = batch.keypoints_px[:, COCO19.index(name)]
+        torch.testing.assert_close(
+            found[has_nose], seen[:, HUMAN36M17.index(name)][batch.ids][has_nose], atol=2e-2, rtol=0
+        )
+    imagined = batch_of(records, others=1.0, camera="random")
+    assert (imagined.confidence[:, COCO19.index("left_eye")] == 0).all()
+    assert torch.equal(
+        batch_of(records, others=1.0, input="recorded").confidence, batch_of(records, input="recorded").confidence
+    )
 
 
 def test_without_a_body_recorded_joints_are_the_targets_in_their_own_set(tmp_path) -> None:

@@ -67,8 +67,9 @@ def test_vertices_equal_the_published_equations(body: Body, pose, shape) -> None
 
 def test_joints_without_vertices_equal_joints_regressed_from_vertices(body: Body, pose, shape) -> None:
     rotations = axis_angle_to_matrix(pose)
-    vertices, _ = BodyModel(body)(rotations, shape)
-    direct = JointModel(body, (COCO19, HUMAN36M17))(rotations, shape)
+    vertices, skeleton = BodyModel(body)(rotations, shape)
+    *direct, bones = JointModel(body, (COCO19, HUMAN36M17))(rotations, shape, with_skeleton=True)
+    assert torch.equal(bones, skeleton)
     for joints, found in zip((COCO19, HUMAN36M17), direct):
         torch.testing.assert_close(found, torch.from_numpy(body.regressor(joints)) @ vertices, rtol=0, atol=2e-6)
 
