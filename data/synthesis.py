@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -91,6 +91,14 @@ class SynthesisConfig:
         require(self.shape_sd >= 0, f"synthesis.shape_sd must not be negative, got {self.shape_sd}")
         for name in ("mirror", "other_joints"):
             require(0 <= getattr(self, name) <= 1, f"synthesis.{name} must lie in [0, 1], got {getattr(self, name)}")
+
+    def to_measure(self, *, clean: float) -> SynthesisConfig:
+        """The same for figures, with this share of exact samples: COCO joints, none of which is left out or rescored.
+
+        What imitates other detectors and other files is for training alone.
+        """
+        noise = replace(self.noise, clean=clean, rescored=0.0, unscored=0.0, drop_side=0.0, drop_many=0.0)
+        return replace(self, other_joints=0.0, noise=noise)
 
 
 class Studio:

@@ -1,6 +1,6 @@
 """Errors of poses and meshes: one value per sample, in millimetres, from metres.
 
-Differences of points are taken in their own precision (float32 at least: 0.0002 mm at 2 m), all means in float64.
+Differences of points are taken in the better of their precisions (float32: 0.0002 mm at 2 m), all means in float64.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ _BOOTSTRAP_BLOCK = 1 << 22
 
 def point_distances_mm(pred_m: Tensor, target_m: Tensor) -> Tensor:
     """Distance of corresponding points, (B, N, 3) twice in metres -> (B, N) mm."""
+    _check(pred_m, target_m)
     return in_blocks(_distances, pred_m, target_m).double()
 
 
 def aligned_distances_mm(pred_m: Tensor, target_m: Tensor) -> Tensor:
     """The same after a similarity Procrustes alignment of each sample, (B, N, 3) twice in metres -> (B, N) mm."""
+    _check(pred_m, target_m)
     return in_blocks(_distances, pred_m, target_m, *_linear_and_shift(pred_m, target_m)).double()
 
 
@@ -35,6 +37,7 @@ def point_error_mm(pred_m: Tensor, target_m: Tensor, shift_m: Tensor | None = No
     MPJPE for joints and MPVPE for vertices, once both sides are relative to their root; `shift_m` (B, 3) is added to
     all predicted points of a sample.
     """
+    _check(pred_m, target_m)
     if shift_m is None:
         return in_blocks(_mean_distance, pred_m, target_m)
     return in_blocks(lambda x, y, shift: _mean_distance(x, y, shift_m=shift), pred_m, target_m, shift_m)
@@ -42,7 +45,13 @@ def point_error_mm(pred_m: Tensor, target_m: Tensor, shift_m: Tensor | None = No
 
 def aligned_error_mm(pred_m: Tensor, target_m: Tensor) -> Tensor:
     """The same after a similarity Procrustes alignment of each sample: PA-MPJPE, PA-MPVPE. (B, N, 3) -> (B,) mm."""
+    _check(pred_m, target_m)
     return in_blocks(_mean_distance, pred_m, target_m, *_linear_and_shift(pred_m, target_m))
+
+
+def _check(pred_m: Tensor, target_m: Tensor) -> None:
+    if pred_m.shape != target_m.shape or pred_m.shape[-1] != 3:
+        raise ValueError(f"expected points (B, N, 3) twice, got {tuple(pred_m.shape)} and {tuple(target_m.shape)}")
 
 
 def _linear_and_shift(pred_m: Tensor, target_m: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,16 +70,16 @@ def _distances(pred_m: Tensor, target_m: Tensor, linear: Tensor | None = None, s
 
     One coordinate after the other, since operations along the last axis of (B, N, 3) are several times slower.
     """
-    at_least = torch.promote_types(pred_m.dtype, torch.float32)
-    pred = pred_m.to(at_least).unbind(2) if linear is None else (linear @ planes(pred_m)).unbind(1)
+    better = torch.promote_types(torch.promote_types(pred_m.dtype, target_m.dtype), torch.float32)
+    pred = pred_m.to(better).unbind(2) if linear is None else (linear @ planes(pred_m)).unbind(1)
     squares: Tensor | None = None
-    for axis, (x, y) in enumerate(zip(pred, target_m.to(at_least).unbind(2))):
+    for axis, (x, y) in enumerate(zip(pred, target_m.to(better).unbind(2))):
         difference = x - y
         if shift_m is not None:
-            difference += shift_m[:, axis, None].to(difference)
+            difference += shift_m[:, axis, None]
         squares = difference.square() if squares is None else squares.addcmul_(difference, difference)
     assert squares is not None
-    return squares.sqrt_().mul_(MM_PER_M)
+    return squares.sqrt_() * MM_PER_M
 
 
 def pck_percent(distances_mm: Tensor, threshold_mm: float = PCK_THRESHOLD_MM) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol as Interface
 
 import numpy as np
@@ -79,6 +79,5 @@ def synthetic_samples(
     source: PoseSource, body: Body, config: SynthesisConfig, *, clean: bool, count: int, seed: int, device: torch.device
 ) -> SyntheticSamples:
     """Samples with exact or detector-like 2D joints."""
-    noise = replace(config.noise, clean=float(clean))
-    synthesiser = Synthesiser(source, body, replace(config, noise=noise), device=device)
+    synthesiser = Synthesiser(source, body, config.to_measure(clean=float(clean)), device=device)
     return SyntheticSamples(synthesiser=synthesiser, count=count, seed=seed)

@@ -51,7 +51,7 @@ def from_records(
     records = _records(args)
     bodies = {"neutral": body, **{name: load_body(path) for name, path in body_files.items() if path}}
     detections = read_keypoints(args.keypoints) if args.keypoints else None
-    noise = replace(config.synthesis.noise, clean=0.0)
+    noise = config.synthesis.to_measure(clean=0.0).noise
     made: dict[str, RecordSamples] = {}
     inputs: tuple[Input, ...] = args.input or _inputs_of(records, args.keypoints)
     for chosen in inputs:

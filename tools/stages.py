@@ -136,9 +136,8 @@ def _kinds(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
     """What is validated: "exact" 2D; and "noisy" 2D as a detector gives, or the "detected" 2D that records have."""
 
     def with_noise(clean: float, **sampling: str) -> ExperimentConfig:
-        noise = replace(config.synthesis.noise, clean=clean, rescored=0.0, unscored=0.0, drop_side=0.0, drop_many=0.0)
         dataset = None if given is None else replace(given, **sampling)  # type: ignore[arg-type]
-        synthesis = replace(config.synthesis, mirror=0.0, other_joints=0.0, noise=noise)
+        synthesis = replace(config.synthesis.to_measure(clean=clean), mirror=0.0)
         return replace(config, synthesis=synthesis, validation_dataset=dataset)
 
     given = config.validation_dataset

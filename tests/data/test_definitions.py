@@ -84,6 +84,25 @@ def test_noise_comes_on_top_and_keeps_the_face_unknown(body: Body) -> None:
     )
     assert (noisy.confidence[:, list(FACE)[1:]] == 0).all()
     assert (noisy.keypoints_px - exact.keypoints_px).abs()[:, 5:17].median() > 0.5
+    body_joints = noisy.confidence[:, 5:17]
+    assert (body_joints == 0).any() and ((body_joints > 0) & (body_joints < 1)).float().mean() > 0.5
+
+
+def test_the_coco_joints_alone_decide_how_large_people_are(body: Body) -> None:
+    """Hands and feet of the other sets reach further."""
+    far = CameraConfig(focal=(200.0, 200.0), fill=(0.5, 0.5), told=1.0, untold=0.0)
+    seen = made(body, replace(EXACT, camera=far), load_pose_prior()).keypoints_px
+    extent = (seen.amax(1) - seen.amin(1)).amax(1)
+    assert extent.max() < 505 and extent.median() > 495
+
+
+def test_figures_are_measured_on_coco_joints_with_all_confidence(body: Body) -> None:
+    noise = NoiseConfig(rescored=0.3, unscored=0.3, drop_side=0.5, drop_many=0.5)
+    trained = SynthesisConfig(other_joints=0.5, noise=noise)
+    assert (made(body, trained.to_measure(clean=1.0), load_pose_prior()).confidence == 1).all()
+    plain = SynthesisConfig(noise=NoiseConfig(clean=0.0))
+    same = (made(body, config, load_pose_prior()) for config in (trained.to_measure(clean=0.0), plain))
+    assert torch.equal(*(batch.confidence for batch in same))
 
 
 def test_at_share_0_nothing_changes_and_nothing_is_drawn(generator: torch.Generator) -> None:

@@ -258,6 +258,12 @@ def test_exact_joints_may_come_with_such_scores_too(people) -> None:
     assert (scores[~rescored] == 1).all()
 
 
+def test_samples_are_rescored_or_unscored_and_never_one_instead_of_the_other(people) -> None:
+    config = replace(QUIET, clean=1.0, rescored=0.4, unscored=0.6)
+    _, scores = detected(people, config, Generator().manual_seed(5))
+    assert abs((scores < 1).all(1).float().mean().item() - 0.4) < 5 * (0.4 * 0.6 / len(people)) ** 0.5
+
+
 def test_unscored_samples_tell_only_which_joints_were_seen(people) -> None:
     config = replace(QUIET, drop_joint=0.2, unscored=0.4)
     _, scores = detected(people, config, Generator().manual_seed(5))

@@ -10,9 +10,11 @@ from scipy.spatial.transform import Rotation
 from mesh.alignment import align, nearest_rotation, similarity_transform
 from mesh.metrics import (
     acceleration_error_mm,
+    aligned_distances_mm,
     aligned_error_mm,
     bootstrap_interval,
     facing_error_rad,
+    point_distances_mm,
     point_error_mm,
 )
 
@@ -48,6 +50,25 @@ def test_alignment_equals_a_search_over_scale_and_rotation(generator: torch.Gene
     starts = [np.r_[0.5, Rotation.random(random_state=i).as_rotvec(), 0, 0, 0] for i in range(8)]
     best = min(minimize(error, start).fun for start in starts)
     assert (align(source, target) - target).square().sum().item() == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize("error", [point_distances_mm, point_error_mm, aligned_distances_mm, aligned_error_mm])
+@pytest.mark.parametrize("shapes", [((5, 14, 3), (5, 14, 2)), ((5, 14, 2),) * 2, ((1, 14, 3), (5, 14, 3))])
+def test_points_that_do_not_correspond_are_refused(error, shapes) -> None:
+    with pytest.raises(ValueError, match="expected points"):
+        error(*map(torch.zeros, shapes))
+
+
+@pytest.mark.parametrize("error", [point_error_mm, aligned_error_mm])
+def test_errors_have_the_better_precision_of_both_sides_and_gradients(error) -> None:
+    target = random_points(4)
+    points = (target + 0.01 * random_points(5)).half().requires_grad_()
+    for precision in (torch.float16, torch.float32, torch.float64):
+        expected = error(points.double(), target.to(precision).double())
+        torch.testing.assert_close(error(points, target.to(precision)), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(error(points, target), error(points.double(), target), rtol=1e-9, atol=0)
+    error(points, target).sum().backward()
+    assert points.grad.isfinite().all() and points.grad.any()
 
 
 def test_a_mirror_image_is_not_aligned_away() -> None:
