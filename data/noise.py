@@ -50,7 +50,9 @@ _MOST_MISSING = 0.6  # the largest chance of a joint to be missing, where many a
 _LOG_ODDS = {"elbow": (3.5, 2.5), "wrist": (2.9, 2.2), "knee": (3.3, 2.1), "ankle": (3.35, 1.8)}
 _LOG_ODDS_HIDDEN = {"elbow": (-0.95, 2.2), "wrist": (-2.2, 2.4), "knee": (0.0, 1.5), "ankle": (0.15, 1.35)}
 _SURE, _SURE_HIDDEN = (6.5, 1.3), (6.0, 1.4)
-_SCALES = (0.15, 1.0)  # of the log odds, where another detector's scores are imitated: 0.3 turns 0.998 into 0.87
+# Of the log odds, where another detector's scores are imitated: 0.3 turns 0.998 into 0.87. Exact joints must not look
+# like BlazePose's, whose hips the networks know to be too high.
+_LEAST_SCALE, _MOST_SCALE, _MOST_SCALE_EXACT = 0.15, 1.0, 0.5
 _SCORE_SD = 0.4  # of those log odds, joint by joint
 _DOUBT_SCALE = 0.9  # the error grows with log(1 + exp(-0.9 log odds))
 _KIND = tuple(name.rpartition("_")[2] for name in COCO17.names)
@@ -209,8 +211,8 @@ def _reported(log_odds: Tensor, exact: Tensor, config: NoiseConfig, draws: Draws
     """Confidences of joints that are seen, (B, 17): 1 in exact samples (B, 1) unless another detector scores them."""
     scores = torch.where(exact, 1.0, log_odds.sigmoid())
     if config.rescored + config.unscored > 0:
-        low, high = map(math.log, _SCALES)
-        scale = (low + (high - low) * draws.rand(1)).exp()
+        span = torch.where(exact, math.log(_MOST_SCALE_EXACT / _LEAST_SCALE), math.log(_MOST_SCALE / _LEAST_SCALE))
+        scale = _LEAST_SCALE * (span * draws.rand(1)).exp()
         rescored = (scale * log_odds + _SCORE_SD * draws.randn(len(COCO17))).sigmoid()
         lot = draws.rand(1)
         scores = torch.where(lot < config.rescored, rescored, scores)
