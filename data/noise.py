@@ -135,7 +135,10 @@ class NoiseConfig:
         ):  # fmt: skip
             require(getattr(self, name) >= 0, f"noise.{name} must not be negative, got {getattr(self, name)}")
         require(-1 <= self.hip_rise <= 1, f"noise.hip_rise must lie in [-1, 1], got {self.hip_rise}")
-        require(self.rescored + self.unscored <= 1, "noise.rescored and noise.unscored must not exceed 1 together")
+        require(
+            self.rescored + self.unscored <= 1,
+            f"noise.rescored and noise.unscored must not exceed 1 together, got {self.rescored} and {self.unscored}",
+        )
         for name in ("exchange", "exchange_arms", "rescored", "unscored", "drop_side", "drop_many"):
             require(
                 self.model == "detector" or getattr(self, name) == 0,

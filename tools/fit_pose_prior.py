@@ -32,7 +32,14 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("poses", help="pose file (.npz), see data/poses.py")
     p.add_argument("--out", required=True, type=Path, help="file to write (.npz)")
-    p.add_argument("--held-out", type=int, nargs="*", default=[], metavar="SUBJECT", help="judge a fit without these")
+    p.add_argument(
+        "--held-out",
+        type=int,
+        nargs="*",
+        default=[],
+        metavar="SUBJECT",
+        help="judge a fit without these first; the file that is written is fitted to everybody",
+    )
     p.add_argument("--max-level", type=int, default=1, help="coarsest covers of the pose space to use (default 1)")
     p.add_argument("--components", type=int, default=128, help="at most so many; the poorly supported dissolve")
     p.add_argument("--rank", type=int, default=16, help="factors per component")

@@ -6,7 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from data.noise import NoiseConfig
+from data.prior import load_pose_prior
+from data.synthesis import SynthesisConfig
 from gcn.lifters.cyclic import CyclicConfig
 from gcn.lifters.denoise import DenoiserConfig
 from gcn.lifters.martinez import MartinezConfig
@@ -15,6 +19,8 @@ from gcn.pose2mesh import ModelConfig, build_lifter, save_weights
 from gcn.train_state import StageConfig
 from mesh.body import load_body
 from mesh.errors import InputError
+from tools import stages
+from tools.evaluation_samples import synthetic_samples
 from tools.experiment import ExperimentConfig, ModelSection
 from tools.stage_networks import begun_lifter, check_statistics, dump_networks, freeze_decoders, fresh_mesh
 
@@ -84,3 +90,21 @@ def test_the_decoder_of_a_wrapped_cyclic_lifter_is_frozen_for_the_mesh_stage() -
     learning = {name for name, parameter in lifter.named_parameters() if parameter.requires_grad}
     assert not any(".decoder." in name and not name.startswith("denoiser") for name in learning)
     assert any(".encoder." in name for name in learning)
+
+
+IMITATING = SynthesisConfig(
+    other_joints=0.5, noise=NoiseConfig(rescored=0.4, unscored=0.4, drop_side=0.5, drop_many=0.5)
+)
+
+
+def test_validation_leaves_out_what_imitates_other_detectors() -> None:
+    kinds = stages._kinds(ExperimentConfig(synthesis=IMITATING))
+    for kind, clean in (("exact", 1.0), ("noisy", 0.0)):
+        assert kinds[kind].synthesis == SynthesisConfig(mirror=0.0, noise=NoiseConfig(clean=clean))
+
+
+def test_evaluation_leaves_out_what_imitates_other_detectors() -> None:
+    samples = synthetic_samples(
+        load_pose_prior(), load_body(), IMITATING, clean=True, count=40, seed=0, device=torch.device("cpu")
+    )
+    assert (samples.track(0).batch.confidence == 1).all()
