@@ -39,9 +39,9 @@ _LIMBS = (
     _FACE,
 )
 _SIDES = tuple(COCO17.indices([n for n in COCO17.names if n.startswith(side)]) for side in ("left", "right"))
-_LIMB_MASKS, _FACE_MASKS, _SIDE_MASKS = (
+_LIMB_MASKS, _FACE_MASKS, _SIDE_MASKS, (_FACE_MASK,) = (
     tuple(tuple(joint in part for joint in range(len(COCO17))) for part in parts)
-    for parts in (_LIMBS, _FAR_FACE, _SIDES)
+    for parts in (_LIMBS, _FAR_FACE, _SIDES, (_FACE,))
 )
 _MOST_MISSING = 0.6  # the largest chance of a joint to be missing, where many are
 
@@ -52,7 +52,7 @@ _LOG_ODDS_HIDDEN = {"elbow": (-0.95, 2.2), "wrist": (-2.2, 2.4), "knee": (0.0, 1
 _SURE, _SURE_HIDDEN = (6.5, 1.3), (6.0, 1.4)
 # Of the log odds, where another detector's scores are imitated: 0.3 turns 0.998 into 0.87. Exact joints must not look
 # like BlazePose's, whose hips the networks know to be too high.
-_LEAST_SCALE, _MOST_SCALE, _MOST_SCALE_EXACT = 0.15, 1.0, 0.5
+_LEAST_SCALE, _MOST_SCALE, _MOST_SCALE_EXACT = 0.15, 1.0, 0.3
 _SCORE_SD = 0.4  # of those log odds, joint by joint
 _DOUBT_SCALE = 0.9  # the error grows with log(1 + exp(-0.9 log odds))
 _KIND = tuple(name.rpartition("_")[2] for name in COCO17.names)
@@ -116,6 +116,7 @@ class NoiseConfig:
     drop_face_side: float = 0.15
     drop_doubtful: float = 0.25  # probability that a person's joints of confidence below 0.3 count as not seen
     drop_side: float = 0.0  # probability that one side is not seen, in exact samples too: people in profile
+    drop_face: float = 0.0  # probability that the whole face is not seen, in exact samples too
     drop_many: float = 0.0  # probability that each joint is missing with a chance of up to 60 %, in exact samples too
     cut_off: float = 0.1  # probability that the picture ends within the person
     exchange: float = 0.0  # probability that left and right are exchanged in the whole body, face included
@@ -125,8 +126,8 @@ class NoiseConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "clean", "outlier", "drop_joint", "drop_limb", "drop_face_side", "drop_doubtful", "drop_side", "drop_many",
-            "cut_off", "definition_width", "exchange", "exchange_arms", "rescored", "unscored",
+            "clean", "outlier", "drop_joint", "drop_limb", "drop_face_side", "drop_doubtful", "drop_side", "drop_face",
+            "drop_many", "cut_off", "definition_width", "exchange", "exchange_arms", "rescored", "unscored",
         ):  # fmt: skip
             require(0 <= getattr(self, name) <= 1, f"noise.{name} must lie in [0, 1], got {getattr(self, name)}")
         for name in (
@@ -139,7 +140,7 @@ class NoiseConfig:
             self.rescored + self.unscored <= 1,
             f"noise.rescored and noise.unscored must not exceed 1 together, got {self.rescored} and {self.unscored}",
         )
-        for name in ("exchange", "exchange_arms", "rescored", "unscored", "drop_side", "drop_many"):
+        for name in ("exchange", "exchange_arms", "rescored", "unscored", "drop_side", "drop_face", "drop_many"):
             require(
                 self.model == "detector" or getattr(self, name) == 0,
                 f"noise.{name} is part of noise.model=detector alone; set it to 0, or the model to detector, "
@@ -184,6 +185,9 @@ def _missing(points: Tensor, config: NoiseConfig, draws: Draws) -> Tensor:
     if config.drop_side > 0:
         side = torch.tensor(_SIDE_MASKS, device=points.device)
         missing |= side[draws.randint(2)] & (draws.rand(1) < config.drop_side)
+    if config.drop_face > 0:
+        face = torch.tensor(_FACE_MASK, device=points.device)
+        missing |= face & (draws.rand(1) < config.drop_face)
     if config.drop_many > 0:
         chance = _MOST_MISSING * draws.rand(1) * (draws.rand(1) < config.drop_many)
         missing |= draws.rand(len(COCO17)) < chance
@@ -248,8 +252,8 @@ def imitate_detector(keypoints: Tensor, hidden: Tensor, config: NoiseConfig, dra
     """Exact COCO-17 joints to what a detector would report: (B, 17, 2) px -> (B, 17, 2) px and confidence (B, 17).
 
     `hidden` (B, 17) bool are the joints behind the body (see `data.occlusion`).
-    Confidence is 1 for exact samples (but for what `config.rescored`, `drop_side` and `drop_many` do), and 0 for a
-    joint that was not seen (whose position is then left as it was and must not be used).
+    Confidence is 1 for exact samples (but for what `config.rescored`, `drop_side`, `drop_face` and `drop_many` do), and
+    0 for a joint that was not seen (whose position is then left as it was and must not be used).
     """
     size = person_size(keypoints)[:, None, None]
     sigma = keypoints.new_tensor(COCO_SIGMAS)

@@ -97,7 +97,9 @@ class SynthesisConfig:
 
         What imitates other detectors and other files is for training alone.
         """
-        noise = replace(self.noise, clean=clean, rescored=0.0, unscored=0.0, drop_side=0.0, drop_many=0.0)
+        noise = replace(
+            self.noise, clean=clean, rescored=0.0, unscored=0.0, drop_side=0.0, drop_face=0.0, drop_many=0.0
+        )
         return replace(self, other_joints=0.0, noise=noise)
 
 

@@ -97,7 +97,7 @@ def test_the_coco_joints_alone_decide_how_large_people_are(body: Body) -> None:
 
 
 def test_figures_are_measured_on_coco_joints_with_all_confidence(body: Body) -> None:
-    noise = NoiseConfig(rescored=0.3, unscored=0.3, drop_side=0.5, drop_many=0.5)
+    noise = NoiseConfig(rescored=0.3, unscored=0.3, drop_side=0.5, drop_face=0.5, drop_many=0.5)
     trained = SynthesisConfig(other_joints=0.5, noise=noise)
     assert (made(body, trained.to_measure(clean=1.0), load_pose_prior()).confidence == 1).all()
     plain = SynthesisConfig(noise=NoiseConfig(clean=0.0))

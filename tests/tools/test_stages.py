@@ -93,7 +93,7 @@ def test_the_decoder_of_a_wrapped_cyclic_lifter_is_frozen_for_the_mesh_stage() -
 
 
 IMITATING = SynthesisConfig(
-    other_joints=0.5, noise=NoiseConfig(rescored=0.4, unscored=0.4, drop_side=0.5, drop_many=0.5)
+    other_joints=0.5, noise=NoiseConfig(rescored=0.4, unscored=0.4, drop_side=0.5, drop_face=0.5, drop_many=0.5)
 )
 
 
