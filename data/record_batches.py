@@ -89,16 +89,17 @@ class RecordBatches:
             rotations[:, 0] = self._studio.camera_rotation(draws) @ tilted
         if "shape" not in self.records:
             shape = (self.config.shape_sd * draws.randn(shape.shape[1])).clamp(-3, 3)
-        joints, regressed, skeleton = self._studio.joint_model(rotations, shape, with_skeleton=True)
+        posed = self._studio.body_model.pose(rotations, shape)
+        joints, regressed = self._studio.joint_model.joints(posed)
         pelvis = regressed[:, HUMAN36M17.root_idx, None]
-        every = torch.cat((joints, regressed, skeleton), dim=1)
+        every = torch.cat((joints, regressed, posed.joints), dim=1)
         keypoints, confidence, intrinsics = self._input(rows, every, pelvis, place, mirrored, draws)
         coco, coco_valid = self._recorded_joints(rows, self._coco3d, COCO19, mirrored)
         human, human_valid = self._recorded_joints(rows, self._human36m3d, HUMAN36M17, mirrored)
         body = has_body[:, None, None]
         vertices = None
         if with_vertices:
-            vertices = torch.where(body, self._studio.body_model(rotations, shape)[0] - pelvis, 0.0)
+            vertices = torch.where(body, self._studio.body_model.vertices(posed, pelvis[:, 0]), 0.0)
         return Batch(
             keypoints_px=keypoints,
             confidence=confidence,

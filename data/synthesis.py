@@ -199,9 +199,10 @@ class Synthesiser(Studio):
         rotations = quaternion_to_matrix(turn_body(pose, self.tilt(draws)))
         rotations[:, 0] = self.camera_rotation(draws) @ rotations[:, 0]
         shape = (config.shape_sd * draws.randn(self.joint_model.num_shape)).clamp(-3, 3)
-        joints, regressed, skeleton = self.joint_model(rotations, shape, with_skeleton=True)
+        posed = self.body_model.pose(rotations, shape)
+        joints, regressed = self.joint_model.joints(posed)
         pelvis = regressed[:, HUMAN36M17.root_idx, None]
-        every = torch.cat((joints, regressed, skeleton), dim=1) - pelvis
+        every = torch.cat((joints, regressed, posed.joints), dim=1) - pelvis
         flat, focal = self.photograph(every, draws, framed=len(COCO19))
         keypoints, confidence = self.detected(flat, joints, draws)
         intrinsics = self.told(focal, draws)
@@ -211,7 +212,7 @@ class Synthesiser(Studio):
             confidence=confidence,
             joints_m=joints - joints[:, COCO19.root_idx, None],
             regressed_m=regressed - pelvis,
-            vertices_m=self.body_model(rotations, shape)[0].sub_(pelvis) if with_vertices else None,
+            vertices_m=self.body_model.vertices(posed, pelvis[:, 0]) if with_vertices else None,
             joints_valid=all_known,
             regressed_valid=all_known[:, : len(HUMAN36M17)],
             mesh_valid=all_known[:, 0],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,16 @@ def forward_kinematics(rotations: Tensor, joints: Tensor, parents: Sequence[int]
     return stacked[..., :3, :3], stacked[..., :3, 3]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Posed:
+    """B posed skeletons: `bones` (B, J, 3, 4) carry rest-pose points with each bone, `joints` (B, J, 3) metres stand at
+    their beginnings; `coefficients` (B, S + 9 (J - 1)) of the blend shapes."""
+
+    bones: Tensor
+    joints: Tensor
+    coefficients: Tensor
+
+
 class _PosedModel(nn.Module):
     """What every posed quantity needs: the bone transforms and the blend-shape coefficients."""
 
@@ -47,15 +58,13 @@ class _PosedModel(nn.Module):
         self.register_buffer("rest_joints", rest.float(), persistent=False)  # (J, 3)
         self.register_buffer("joint_shape_dirs", dirs.float(), persistent=False)  # (J, 3, S)
 
-    def bone_transforms(self, rotations: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
-        """Transforms that carry rest-pose points with each bone, and the posed joints.
-
-        (B, J, 3, 3) local rotations, (B, S) -> (B, J, 3, 4), (B, J, 3).
-        """
+    def pose(self, rotations: Tensor, shape: Tensor) -> Posed:
+        """(B, J, 3, 3) local rotations, (B, S); every model of the same body makes the same of them."""
         joints = self.rest_joints + torch.einsum("bs,jcs->bjc", shape, self.joint_shape_dirs)
         world, positions = forward_kinematics(rotations, joints, self.parents)
         shift = positions - (world @ joints[..., None])[..., 0]
-        return torch.cat((world, shift[..., None]), dim=-1), positions
+        bones = torch.cat((world, shift[..., None]), dim=-1)
+        return Posed(bones=bones, joints=positions, coefficients=self.blend_coefficients(rotations, shape))
 
     @staticmethod
     def blend_coefficients(rotations: Tensor, shape: Tensor) -> Tensor:
@@ -87,15 +96,20 @@ class BodyModel(_PosedModel):
 
     def forward(self, rotations: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
         """(B, J, 3, 3) local rotations, (B, S) -> vertices (B, V, 3), joints (B, J, 3)."""
-        bones, joints = self.bone_transforms(rotations, shape)
+        posed = self.pose(rotations, shape)
+        return self.vertices(posed), posed.joints
+
+    def vertices(self, posed: Posed, origin: Tensor | None = None) -> Tensor:
+        """(B, V, 3) of posed skeletons, relative to `origin` (B, 3) if one is given."""
+        bones, coefficients = posed.bones, posed.coefficients
+        if origin is not None:
+            bones = torch.cat((bones[..., :3], (bones[..., 3] - origin[:, None])[..., None]), dim=-1)
         columns = bones.flatten(2).transpose(1, 2)  # (B, 12, J)
-        coefficients = self.blend_coefficients(rotations, shape)
         if len(columns) < _MANY_BODIES or columns.device.type != "cpu":
-            whole = _skinned(columns, coefficients, self.template, self.blend_dirs, self.skinning)
-            return whole.contiguous(), joints
+            return _skinned(columns, coefficients, self.template, self.blend_dirs, self.skinning).contiguous()
         rows = zip(columns.split(_BODIES_AT_ONCE), coefficients.split(_BODIES_AT_ONCE))
         bodies = [torch.cat([region(*some) for region in self.regions], dim=1) for some in rows]
-        return torch.cat(bodies) if len(bodies) > 1 else bodies[0], joints
+        return torch.cat(bodies) if len(bodies) > 1 else bodies[0]
 
 
 class _Region(nn.Module):
@@ -128,9 +142,9 @@ def _skinned(columns: Tensor, coefficients: Tensor, template: Tensor, blend_dirs
     """Blend shapes, then blended bones: (B, 12, J), (B, C), (3 V,), (C, 3 V), (J, V) -> (B, V, 3)."""
     unposed = torch.addmm(template, coefficients, blend_dirs).unflatten(1, (3, -1))
     blended = (columns @ skinning).unflatten(1, (3, 4))  # (B, 3, 4, V)
-    vertices = blended[:, :, 3]
-    for axis in range(3):
-        vertices = torch.addcmul(vertices, blended[:, :, axis], unposed[:, None, axis])
+    vertices = torch.addcmul(blended[:, :, 3], blended[:, :, 0], unposed[:, None, 0])
+    for axis in (1, 2):
+        vertices.addcmul_(blended[:, :, axis], unposed[:, None, axis])
     return vertices.transpose(1, 2)
 
 
@@ -165,15 +179,14 @@ class JointModel(_PosedModel):
         self.register_buffer("pair_joint", pairs[:, 0], persistent=False)
         self.register_buffer("pair_bone", pairs[:, 1], persistent=False)
 
-    def forward(self, rotations: Tensor, shape: Tensor, *, with_skeleton: bool = False) -> tuple[Tensor, ...]:
-        """(B, J, 3, 3) local rotations, (B, S) -> joints of each joint set, (B, joints, 3) metres.
+    def forward(self, rotations: Tensor, shape: Tensor) -> tuple[Tensor, ...]:
+        """(B, J, 3, 3) local rotations, (B, S) -> joints of each joint set, (B, joints, 3) metres."""
+        return self.joints(self.pose(rotations, shape))
 
-        `with_skeleton` adds the body's own joints (SMPL24), about which its bones turn, as the last.
-        """
-        bones, skeleton = self.bone_transforms(rotations, shape)
-        coefficients = self.blend_coefficients(rotations, shape)
-        points = self.base[:, :3] + (coefficients @ self.dirs).unflatten(1, (-1, 3))  # (B, P, 3)
-        bones = bones[:, self.pair_bone]  # (B, P, 3, 4)
+    def joints(self, posed: Posed) -> tuple[Tensor, ...]:
+        """Joints of each joint set, (B, joints, 3) metres; the body's own (SMPL24) are `posed.joints`."""
+        points = self.base[:, :3] + (posed.coefficients @ self.dirs).unflatten(1, (-1, 3))  # (B, P, 3)
+        bones = posed.bones[:, self.pair_bone]  # (B, P, 3, 4)
         parts = (bones[..., :3] * points[..., None, :]).sum(-1) + bones[..., 3] * self.base[:, 3:]
         joints = parts.new_zeros(len(parts), sum(self.counts), 3).index_add_(1, self.pair_joint, parts)
-        return joints.split(self.counts, dim=1) + ((skeleton,) if with_skeleton else ())
+        return joints.split(self.counts, dim=1)

@@ -103,7 +103,7 @@ def test_the_mesh_is_drawn_to_the_lifted_joints(net: MeshNet, body: Body, posed:
 def test_the_true_frames_carry_the_template_to_the_posed_body(
     net: MeshNet, body: Body, rotations: Tensor, posed: np.ndarray, monkeypatch
 ) -> None:
-    bones, _ = BodyModel(body).bone_transforms(rotations, torch.zeros(PEOPLE, 10))
+    bones = BodyModel(body).pose(rotations, torch.zeros(PEOPLE, 10)).bones
     monkeypatch.setattr(meshnet, "_APPROACHES", 0)
     monkeypatch.setattr(net, "_bone_transforms", lambda hidden, joints: bones)
     monkeypatch.setattr(net, "_offsets", lambda hidden: torch.zeros(len(hidden), *net.rest.shape))
