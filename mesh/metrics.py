@@ -68,18 +68,17 @@ def _mean_distance(
 def _distances(pred_m: Tensor, target_m: Tensor, linear: Tensor | None = None, shift_m: Tensor | None = None) -> Tensor:
     """In mm, after the predicted points went through a linear map (B, 3, 3) and a shift (B, 3); (B, N).
 
-    One coordinate after the other, since operations along the last axis of (B, N, 3) are several times slower.
+    With the coordinates as planes, since operations along the last axis of (B, N, 3) are several times slower.
     """
-    better = torch.promote_types(torch.promote_types(pred_m.dtype, target_m.dtype), torch.float32)
-    pred = pred_m.to(better).unbind(2) if linear is None else (linear @ planes(pred_m)).unbind(1)
-    squares: Tensor | None = None
-    for axis, (x, y) in enumerate(zip(pred, target_m.to(better).unbind(2))):
-        difference = x - y
-        if shift_m is not None:
-            difference += shift_m[:, axis, None]
-        squares = difference.square() if squares is None else squares.addcmul_(difference, difference)
-    assert squares is not None
-    return squares.sqrt_() * MM_PER_M
+    if linear is None:
+        better = torch.promote_types(torch.promote_types(pred_m.dtype, target_m.dtype), torch.float32)
+        difference = (pred_m.to(better) - target_m.to(better)).transpose(1, 2).contiguous()
+    else:
+        difference = (linear @ planes(pred_m)).sub_(target_m.transpose(1, 2))
+    if shift_m is not None:
+        difference += shift_m.to(difference)[..., None]
+    x, y, z = difference.unbind(1)
+    return x.square().addcmul_(y, y).addcmul_(z, z).sqrt_() * MM_PER_M
 
 
 def pck_percent(distances_mm: Tensor, threshold_mm: float = PCK_THRESHOLD_MM) -> Tensor:
