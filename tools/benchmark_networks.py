@@ -91,7 +91,6 @@ def bench_machine(setup: Setup) -> Findings:
     return Findings(products + copies)
 
 
-@torch.no_grad()
 def bench_networks(setup: Setup) -> Findings:
     """Lifters, mesh networks and both together, forward, at batch 1, 8 and 64."""
     from mesh.body import load_body
@@ -99,10 +98,11 @@ def bench_networks(setup: Setup) -> Findings:
     body = load_body()
     models = {name: lifter_and_mesh(name, body, setup.device).eval() for name in MESH_NETWORKS}
     found = Findings()
-    for size in (1, 8) if setup.quick else (1, 8, 64):
-        found.add(_lifters(setup, models, size))
-        found.add(_mesh_networks(setup, models, size))
-    found.add(_pairs(setup, models))
+    with torch.inference_mode():
+        for size in (1, 8) if setup.quick else (1, 8, 64):
+            found.add(_lifters(setup, models, size))
+            found.add(_mesh_networks(setup, models, size))
+        found.add(_pairs(setup, models))
     return found
 
 
@@ -139,7 +139,7 @@ def _mesh_networks(setup: Setup, models: dict[str, LifterAndMesh], size: int) ->
 
 def _arithmetic(setup: Setup, row: str, work: Work, times: list[float]) -> Measurement:
     """Operations of the matrix products that a network consists of, per second of all its time."""
-    with FlopCounterMode(display=False) as counter:
+    with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counter:
         work()
     billions = counter.get_total_flops() / 1e9
     return setup.summary(f"{row}, its matrix products", "GFLOP/s", [billions / t for t in times])
