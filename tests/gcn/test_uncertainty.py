@@ -6,12 +6,17 @@ import json
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.sparse import csr_matrix
 
+from data.draws import Draws, step_generator
+from data.noise import NoiseConfig
+from data.prior import load_pose_prior
+from data.synthesis import SynthesisConfig, Synthesiser
 from gcn.evaluation import uncertainty_scores
 from gcn.layers.sparse import SparseMatrix
 from gcn.mirroring import MirrorAveraged
@@ -31,7 +36,7 @@ from gcn.recovery import MeshRecovery
 from gcn.uncertainty import ErrorNet, UncertaintyConfig, error_loss, weights_digest
 from mesh.body import load_body
 from mesh.errors import InputError
-from mesh.joints import COCO17, COCO19, HUMAN36M17, Keypoints
+from mesh.joints import COCO19, HUMAN36M17, Keypoints
 from mesh.samples import Batch
 
 BODY = load_body()
@@ -190,23 +195,35 @@ def shipped() -> MeshRecovery:
     return MeshRecovery.from_pretrained()
 
 
-def standing() -> Keypoints:
-    joints = BODY.regressor(COCO17) @ BODY.template
-    positions = (joints[None, :, :2] * (400, -400) + (500, 600)).astype(float)
-    return Keypoints(positions_px=positions, confidence=torch.ones(1, 17).numpy(), joint_set=COCO17)
+@pytest.fixture(scope="module")
+def people() -> Batch:
+    """Exact joints of poses that the prior draws: standing straight alone, a hidden knee is nearly known."""
+    exact = SynthesisConfig(mirror=0.0, noise=NoiseConfig(model="none"))
+    draws = Draws(64, step_generator(0, 0))
+    return Synthesiser(load_pose_prior(), BODY, exact).batch(torch.arange(64), draws, with_vertices=False)
+
+
+def expected_errors(recovery: MeshRecovery, people: Batch, hidden: str | None = None) -> np.ndarray:
+    """Mean of each joint over the people, (17,) metres, one joint of whom may be hidden."""
+    confidence = people.confidence.clone()
+    if hidden is not None:
+        confidence[:, COCO19.index(hidden)] = 0
+    positions = people.keypoints_px.double().numpy()
+    keypoints = Keypoints(positions_px=positions, confidence=confidence.numpy(), joint_set=COCO19)
+    return recovery.recover(keypoints).expected_error.mean(0)
 
 
 @pytest.mark.parametrize(
     "joint", ["left_wrist", "right_wrist", "left_ankle", "right_ankle", "left_elbow", "right_knee"]
 )
-def test_the_shipped_network_expects_more_of_a_joint_that_was_not_seen(shipped: MeshRecovery, joint: str) -> None:
-    hidden = standing()
-    hidden.confidence[0, COCO17.index(joint)] = 0.0
+def test_the_shipped_network_expects_more_of_a_joint_that_was_not_seen(
+    shipped: MeshRecovery, people: Batch, joint: str
+) -> None:
+    seen, unseen = expected_errors(shipped, people), expected_errors(shipped, people, hidden=joint)
     index = HUMAN36M17.index(joint)
-    seen, unseen = (shipped.recover(k).expected_error[0] for k in (standing(), hidden))
-    assert unseen[index] > 1.15 * seen[index]
     others = [k for k in range(1, 17) if k != index]
-    assert unseen[index] / seen[index] > (unseen[others] / seen[others]).mean()
+    assert unseen[index] > 1.2 * seen[index]
+    assert unseen[index] / seen[index] > 1.05 * unseen[others].mean() / seen[others].mean()
 
 
 def test_the_shipped_network_is_small_and_belongs_to_the_shipped_mesh_weights() -> None:
