@@ -33,7 +33,7 @@ def forward_kinematics(rotations: Tensor, joints: Tensor, parents: Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Posed:
+class PosedSkeleton:
     """B posed skeletons: `bones` (B, J, 3, 4) carry rest-pose points with each bone, `joints` (B, J, 3) metres stand at
     their beginnings; `coefficients` (B, S + 9 (J - 1)) of the blend shapes."""
 
@@ -58,13 +58,13 @@ class _PosedModel(nn.Module):
         self.register_buffer("rest_joints", rest.float(), persistent=False)  # (J, 3)
         self.register_buffer("joint_shape_dirs", dirs.float(), persistent=False)  # (J, 3, S)
 
-    def pose(self, rotations: Tensor, shape: Tensor) -> Posed:
+    def pose(self, rotations: Tensor, shape: Tensor) -> PosedSkeleton:
         """(B, J, 3, 3) local rotations, (B, S); every model of the same body makes the same of them."""
         joints = self.rest_joints + torch.einsum("bs,jcs->bjc", shape, self.joint_shape_dirs)
         world, positions = forward_kinematics(rotations, joints, self.parents)
         shift = positions - (world @ joints[..., None])[..., 0]
         bones = torch.cat((world, shift[..., None]), dim=-1)
-        return Posed(bones=bones, joints=positions, coefficients=self.blend_coefficients(rotations, shape))
+        return PosedSkeleton(bones=bones, joints=positions, coefficients=self.blend_coefficients(rotations, shape))
 
     @staticmethod
     def blend_coefficients(rotations: Tensor, shape: Tensor) -> Tensor:
@@ -99,8 +99,8 @@ class BodyModel(_PosedModel):
         posed = self.pose(rotations, shape)
         return self.vertices(posed), posed.joints
 
-    def vertices(self, posed: Posed, origin: Tensor | None = None) -> Tensor:
-        """(B, V, 3) of posed skeletons, relative to `origin` (B, 3) if one is given."""
+    def vertices(self, posed: PosedSkeleton, origin: Tensor | None = None) -> Tensor:
+        """(B, V, 3), relative to `origin` (B, 3) if one is given, which uses that skinning weights sum to one."""
         bones, coefficients = posed.bones, posed.coefficients
         if origin is not None:
             bones = torch.cat((bones[..., :3], (bones[..., 3] - origin[:, None])[..., None]), dim=-1)
@@ -183,7 +183,7 @@ class JointModel(_PosedModel):
         """(B, J, 3, 3) local rotations, (B, S) -> joints of each joint set, (B, joints, 3) metres."""
         return self.joints(self.pose(rotations, shape))
 
-    def joints(self, posed: Posed) -> tuple[Tensor, ...]:
+    def joints(self, posed: PosedSkeleton) -> tuple[Tensor, ...]:
         """Joints of each joint set, (B, joints, 3) metres; the body's own (SMPL24) are `posed.joints`."""
         points = self.base[:, :3] + (posed.coefficients @ self.dirs).unflatten(1, (-1, 3))  # (B, P, 3)
         bones = posed.bones[:, self.pair_bone]  # (B, P, 3, 4)
