@@ -53,6 +53,7 @@ _SURE, _SURE_HIDDEN = (6.5, 1.3), (6.0, 1.4)
 # Of the log odds, where another detector's scores are imitated: 0.3 turns 0.998 into 0.87. Exact joints must not look
 # like BlazePose's, whose hips the networks know to be too high.
 _LEAST_SCALE, _MOST_SCALE, _MOST_SCALE_EXACT = 0.15, 1.0, 0.3
+_LEAST_ALIKE = 0.5  # of the one confidence that exact joints have in common where they are not told apart
 _SCORE_SD = 0.4  # of those log odds, joint by joint
 _DOUBT_SCALE = 0.9  # the error grows with log(1 + exp(-0.9 log odds))
 _KIND = tuple(name.rpartition("_")[2] for name in COCO17.names)
@@ -122,7 +123,7 @@ class NoiseConfig:
     exchange: float = 0.0  # probability that left and right are exchanged in the whole body, face included
     exchange_arms: float = 0.0  # probability that the two arms are exchanged, from the elbows on
     rescored: float = 0.0  # share of samples, exact ones too, that come with confidences on another detector's scale
-    unscored: float = 0.0  # share of samples whose joints have confidence 1 if they were seen
+    unscored: float = 0.0  # share of samples whose joints, if seen, have the same confidence: 1, or 0.5 to 1 if exact
 
     def __post_init__(self) -> None:
         for name in (
@@ -223,7 +224,9 @@ def _reported(log_odds: Tensor, exact: Tensor, config: NoiseConfig, draws: Draws
         rescored = (scale * log_odds + _SCORE_SD * draws.randn(len(COCO17))).sigmoid()
         lot = draws.rand(1)
         scores = torch.where(lot < config.rescored, rescored, scores)
-        scores = torch.where(lot >= 1 - config.unscored, 1.0, scores)
+        beyond = (lot - (1 - config.unscored)) / max(config.unscored, 1e-6)  # uniform from 0 to 1 if not negative
+        alike = torch.where(exact, 1 - (1 - _LEAST_ALIKE) * beyond, 1.0)
+        scores = torch.where(beyond >= 0, alike, scores)
     return scores
 
 

@@ -265,7 +265,19 @@ def test_exact_joints_may_come_with_such_scores_too(people) -> None:
 def test_samples_are_rescored_or_unscored_and_never_one_instead_of_the_other(people) -> None:
     config = replace(QUIET, clean=1.0, rescored=0.4, unscored=0.6)
     _, scores = detected(people, config, Generator().manual_seed(5))
-    assert abs((scores < 1).all(1).float().mean().item() - 0.4) < 5 * (0.4 * 0.6 / len(people)) ** 0.5
+    rescored = (scores != scores[:, :1]).any(1)
+    assert abs(rescored.float().mean().item() - 0.4) < 5 * (0.4 * 0.6 / len(people)) ** 0.5
+
+
+def test_exact_joints_that_are_not_told_apart_may_have_any_common_confidence_above_a_half(people, generator) -> None:
+    points, scores = detected(people, replace(QUIET, clean=1.0, unscored=0.5), generator)
+    assert torch.equal(points, people) and (scores == scores[:, :1]).all()
+    common = scores[:, 0]
+    assert common.min() > 0.5 and common.max() == 1
+    below = common[common < 1]
+    assert abs(len(below) / len(common) - 0.5) < 5 * (0.25 / len(people)) ** 0.5
+    quartiles = below.quantile(torch.tensor((0.25, 0.5, 0.75)))
+    torch.testing.assert_close(quartiles, torch.tensor((0.625, 0.75, 0.875)), rtol=0, atol=0.02)
 
 
 def test_unscored_samples_tell_only_which_joints_were_seen(people) -> None:
