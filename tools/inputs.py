@@ -130,7 +130,7 @@ def _agreement(entry: ImageKeypoints, image: Path) -> float:
         return 0
     last = given[-1]
     is_number = last.isdigit() and image.stem.isdigit() and int(last) == int(image.stem)  # COCO: 1 is 000000000001.jpg
-    if last != image.name and Path(last).stem != image.stem and not is_number:
+    if last != image.name and _without_suffix(last) != image.stem and not is_number:
         return 0
     score = 1.5 if last == image.name else 1.0
     for theirs, ours in zip(given[-2::-1], own[-2::-1]):
@@ -143,9 +143,15 @@ def _agreement(entry: ImageKeypoints, image: Path) -> float:
 def _keypoint_jobs(path: Path, content: KeypointFile) -> Iterator[Job]:
     for entry in content.images:
         named = entry.image if entry.image is not None else entry.image_id
-        name = path.stem if content.is_array or named is None else Path(str(named)).stem
+        name = path.stem if content.is_array or named is None else _without_suffix(str(named))
         source = str(path) if content.is_array else f"{path}: {name}"
         yield Job(source, file_name(name), keypoints=entry.keypoints, is_array=content.is_array)
+
+
+def _without_suffix(name: str) -> str:
+    """A picture's bare name; some files leave its suffix away, and what follows a dot is then part of it."""
+    path = Path(name)
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
 
 
 def file_name(name: str) -> str:

@@ -50,6 +50,28 @@ def test_a_number_names_a_coco_picture_and_a_photo_without_people_is_a_failed_in
     assert x_of(jobs[0]) == 3 and jobs[1].problem is not None and "no people" in jobs[1].problem
 
 
+def openpose(folder: Path, frames: dict[str, float]) -> Path:
+    folder.mkdir()
+    for name, x in frames.items():
+        person = {"pose_keypoints_2d": [x, 5.0, 1.0] * 25}
+        (folder / f"{name}_keypoints.json").write_text(json.dumps({"people": [person]}))
+    return folder
+
+
+def test_a_dot_in_a_frames_name_belongs_to_the_name(photos: Path) -> None:
+    frames = openpose(photos / "o", {f"video.{k:04}": k for k in (7, 8)})
+    for name in ("c/video.0007.jpg", "c/video.0008.JPG", "c/video.jpg"):
+        (photos / "c").mkdir(exist_ok=True)
+        (photos / name).write_bytes(b"not looked at yet")
+    jobs = plan_jobs([str(photos / "c")], str(frames), None)
+    assert [job.keypoints and x_of(job) for job in jobs] == [7, 8, None]
+    assert jobs[2].problem is not None and "no people" in jobs[2].problem
+    alone = plan_jobs([str(frames)], None, None)
+    assert [(job.name, job.source) for job in alone] == [(f"video.{k:04}", f"{frames}: video.{k:04}") for k in (7, 8)]
+    (photos / "k.json").write_text(json.dumps([people("v.1", 1), people("v.2", 2), people("w.png", 3)]))
+    assert [job.name for job in plan_jobs([str(photos / "k.json")], None, None)] == ["v.1", "v.2", "w"]
+
+
 def test_keypoints_beside_something_that_is_no_image_are_refused(photos: Path) -> None:
     np.save(photos / "p.npy", np.ones((1, 17, 2)))
     with pytest.raises(InputError, match="is no image"):
