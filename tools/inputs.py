@@ -90,6 +90,11 @@ def plan_jobs(inputs: Sequence[str], keypoint_file: str | None, joints: JointSet
             raise InputError(f"{path} is no image: --keypoints {keypoint_file} belongs to images, or stands alone")
         else:
             jobs += _keypoint_jobs(path, read_keypoints(path, joint_set=joints))
+    if given is not None and given.is_array and len(jobs) > 1:
+        raise InputError(
+            f"{keypoint_file} is one array of poses, which belongs to one photo: got {len(jobs)}; "
+            "call once for each, or give a json file that names its pictures"
+        )
     return jobs
 
 
@@ -109,7 +114,7 @@ def _image_job(image: Path, given: KeypointFile | None, keypoint_file: str | Non
     job = Job(str(image), image.stem, image)
     if given is None:
         return job
-    if len(given.images) == 1 and given.is_array:
+    if given.is_array:
         found: list[ImageKeypoints] = list(given.images)
     else:
         scores = [_agreement(entry, image) for entry in given.images]

@@ -82,6 +82,9 @@ def test_one_array_belongs_to_one_photo(photos: Path) -> None:
     np.save(photos / "k.npy", np.full((2, 17, 2), 4.0))
     (job,) = plan_jobs([str(photos / "a/p.jpg")], str(photos / "k.npy"), COCO17)
     assert x_of(job) == 4 and len(job.keypoints) == 2
+    for several in (["a/p.jpg", "b/p.jpg"], ["b"]):
+        with pytest.raises(InputError, match=r"one array of poses, which belongs to one photo: got 2"):
+            plan_jobs([str(photos / name) for name in several], str(photos / "k.npy"), COCO17)
 
 
 def test_a_folder_with_images_is_a_folder_of_images_whatever_json_lies_beside(photos: Path) -> None:
