@@ -46,9 +46,9 @@ class Recovered:
 
     `vertices` (N, V, 3) and `joints` (N, 17, 3; human36m17) in metres; `camera` (N, 3) scale in px/m and shift in px
     of the weak-perspective camera; `intrinsics` (N, 4) px, focal lengths and principal point of the perspective camera
-    that was told or assumed, and `place` (N, 3) metres, where the pelvis stands before it: NaN where the size of the
-    picture is not known, or no such place exists; `exchanged` (N,) True where left and right of the 2D joints were
-    exchanged;
+    that was told or assumed, NaN where the size of the picture is not known or the person lies far outside of an
+    assumed one, and `place` (N, 3) metres, where the pelvis stands before it: NaN also where no such place exists;
+    `exchanged` (N,) True where left and right of the 2D joints were exchanged;
     `spread` (N,) metres, mean distance of the vertices from those found in the mirror image: large where the networks
     are unsure; 0 on a body without a mirror table;
     `expected_error` (N, 17) metres, how far off each joint probably is, 0 at the pelvis, which all is relative to; NaN
@@ -99,6 +99,11 @@ class Recovered:
             intrinsics, place = (torch.from_numpy(a[person : person + 1]) for a in (self.intrinsics, self.place))
             placed[..., :2] = project_all(vertices + place[:, None], intrinsics)
         return placed[0].numpy()
+
+    @property
+    def has_camera(self) -> np.ndarray:
+        """For whom a perspective camera was told or assumed, (N,) bool."""
+        return np.isfinite(self.intrinsics).all(-1)
 
     @property
     def has_place(self) -> np.ndarray:
@@ -197,6 +202,7 @@ class MeshRecovery:
         valid = (confidence[:, : len(COCO17)] >= MIN_CONFIDENCE).sum(1) >= MIN_JOINTS
         positions = torch.where(confidence[..., None] > 0, positions, 0.0)
         intrinsics = _intrinsics(positions, confidence, keypoints.image_size, focal_px)
+        has_camera = intrinsics[:, 0] > 0
         as_labeled = self._labeling_config.see(positions, confidence, intrinsics).features
         probability = exchanged_probability(self._labeling(as_labeled))
         exchanged = (probability > 0.5) & exchange
@@ -227,7 +233,7 @@ class MeshRecovery:
             vertices=vertices.masked_fill(missing[:, None, None], torch.nan).cpu().numpy(),
             joints=joints.masked_fill(missing[:, None, None], torch.nan).cpu().numpy(),
             camera=camera.masked_fill(missing[:, None], torch.nan).cpu().numpy(),
-            intrinsics=intrinsics.masked_fill(~(has_place & valid)[:, None], torch.nan).cpu().numpy(),
+            intrinsics=intrinsics.masked_fill(~(has_camera & valid)[:, None], torch.nan).cpu().numpy(),
             place=place.masked_fill(missing[:, None], torch.nan).cpu().numpy(),
             exchanged=(exchanged & valid).cpu().numpy(),
             exchange_probability=probability.masked_fill(missing, torch.nan).cpu().numpy(),

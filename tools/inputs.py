@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.images import IMAGE_SUFFIXES, find_images, read_focal
 from data.keypoints import ImageKeypoints, KeypointFile, read_keypoints
 from mesh.errors import InputError
@@ -29,10 +31,29 @@ class Job:
 
 @dataclass(frozen=True)
 class Focal:
-    """The focal length that is taken for a picture, and where it comes from; None where nothing is known."""
+    """The focal length that is taken for a picture, and where it comes from; None where nothing is known.
+
+    The recovery assumes one by itself: it leaves that away for who lies far outside of the picture.
+    """
 
     px: float | None
     source: str
+    is_assumed: bool = False
+
+    @property
+    def known_px(self) -> float | None:
+        """What the recovery is told."""
+        return None if self.is_assumed else self.px
+
+    def as_taken(self, has_camera: np.ndarray) -> Focal:
+        """What came of it, (N,) for whom the recovery took a camera."""
+        if not self.is_assumed or has_camera.all():
+            return self
+        outside = "far outside of the stated picture"
+        if not has_camera.any():
+            return Focal(None, f"not known: all people lie {outside}")
+        missing = f"{(~has_camera).sum()} of {len(has_camera)} people, {outside}"
+        return replace(self, source=f"{self.source}; not for {missing}")
 
     def entry(self) -> dict[str, Any]:
         """What the summary says about it."""
@@ -47,7 +68,9 @@ def find_focal(job: Job, keypoints: Keypoints, given_px: float | None) -> Focal:
         return Focal(given_px, "--focal-px")
     diagonal_px = math.hypot(*keypoints.image_size)
     told = None if job.image is None else read_focal(job.image)
-    return Focal(diagonal_px, "assumed: the diagonal") if told is None else Focal(told * diagonal_px, "EXIF")
+    if told is not None:
+        return Focal(told * diagonal_px, "EXIF")
+    return Focal(diagonal_px, "assumed: the diagonal", is_assumed=True)
 
 
 def check_size_known(job: Job) -> None:

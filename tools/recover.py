@@ -144,7 +144,8 @@ def _recover(
     if image is not None:
         keypoints = with_size(job, keypoints, (image.shape[1], image.shape[0]))
     focal = find_focal(job, keypoints, args.focal_px)
-    people = recovery.recover(keypoints, exchange=exchange, focal_px=focal.px)
+    people = recovery.recover(keypoints, exchange=exchange, focal_px=focal.known_px)
+    focal = focal.as_taken(people.has_camera[people.valid])
     parameters = None if finder is None else finder.find(people)
     if job.is_array:
         results.write_array(job.source, job.name, keypoints, people, parameters, focal)

@@ -15,10 +15,10 @@ import pytest
 import trimesh
 from PIL import Image
 
-from gcn.recovery import UNSURE_JOINT_M
+from gcn.recovery import UNSURE_JOINT_M, MeshRecovery
 from mesh.body import load_body
 from mesh.errors import InputError
-from mesh.joints import COCO17, HUMAN36M17
+from mesh.joints import COCO17, HUMAN36M17, Keypoints
 from tools import cli, command, recover
 
 ROOT = Path(__file__).parents[2]
@@ -188,6 +188,23 @@ def test_the_focal_length_is_found_used_and_reported(tmp_path: Path, standing: n
     depths = [j[left, 2] - j[right, 2] for j in joints]
     # Who looks straight out of the picture at its right border has turned away from the camera, the more the wider.
     assert depths[1] < depths[0] - 0.02 < depths[2] - 0.04 or depths[1] > depths[0] + 0.02 > depths[2] + 0.04
+
+
+def test_an_assumed_focal_length_is_left_away_for_who_lies_far_outside(tmp_path: Path, standing: np.ndarray) -> None:
+    size = (1000, 1000)
+    poses = np.stack((standing, standing + np.float32((1600, 0))))
+    words = ("--joint-set", "coco17", "--out", tmp_path / "o")
+    for name, which in (("both", slice(None)), ("outside", slice(1, 2))):
+        np.savez(tmp_path / f"{name}.npz", keypoints=poses[which], image_size=np.array(size))
+    assert run(tmp_path / "both.npz", tmp_path / "outside.npz", *words) == 0
+    given = Keypoints(positions_px=poses, confidence=np.ones((2, 17)), joint_set=COCO17, image_size=size)
+    expected = MeshRecovery.from_pretrained().recover(given)
+    with np.load(tmp_path / "o" / "both.npz") as result:
+        np.testing.assert_allclose(result["vertices"], expected.vertices, atol=1e-5)
+        np.testing.assert_array_equal(np.isfinite(result["intrinsics"][:, 0]), [True, False])
+    both, outside = json.loads((tmp_path / "o" / "summary.json").read_text())["inputs"]
+    assert both["focal_px"] == 1414.2 and both["focal_from"].startswith("assumed: the diagonal; not for 1 of 2 people")
+    assert outside["focal_px"] is None and outside["focal_from"].startswith("not known: ")
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "nan", "inf", "1e39", "1e-50", "0.5"])

@@ -118,6 +118,7 @@ def test_nobody_is_placed_partly_behind_the_camera(recovery: MeshRecovery, monke
     placed, not_placed = (recovery.recover(k) for k in nearer)
     assert placed.has_place.all() and (placed.vertices[0, :, 2] + placed.place[0, 2]).min() > 0.1
     assert not_placed.valid.all() and not not_placed.has_place.any() and np.isfinite(not_placed.misfit).all()
+    assert not_placed.has_camera.all()
     # Every vertex counts, also where no joint is: the nearest one decides.
     nearest = float((placed.vertices[0, :, 2] + placed.place[0, 2]).min())
     for least, has_place in ((nearest - 1e-3, True), (nearest + 1e-3, False)):
@@ -129,6 +130,7 @@ def test_who_lies_far_outside_of_an_assumed_picture_is_of_another(recovery: Mesh
     inside = around_the_camera(0.0)
     shifted = replace(inside, positions_px=inside.positions_px + np.float32(900))
     assert recovery.recover(inside).has_place.all() and not recovery.recover(shifted).has_place.any()
+    assert recovery.recover(inside).has_camera.all() and not recovery.recover(shifted).has_camera.any()
     blind = recovery.recover(replace(inside, image_size=None))
     np.testing.assert_allclose(recovery.recover(shifted).joints, blind.joints, atol=1e-4)
     tiny = recovery.recover(replace(inside, image_size=(1, 1)))
