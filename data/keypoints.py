@@ -13,6 +13,7 @@ from mesh.archives import read_arrays
 from mesh.errors import InputError
 from mesh.joints import JOINT_SETS, JointSet, Keypoints, joint_set_by_count
 
+_LARGEST_CONFIDENCE = 2.0  # COCO's flag for visible
 _NPY_MAGIC, _ZIP_MAGIC = b"\x93NUMPY", b"PK"
 
 
@@ -45,9 +46,9 @@ def read_keypoints(path: str | Path, *, joint_set: JointSet | None = None) -> Ke
     names, else those that the format has, else those of the one set with that many joints. A file that names the
     joints of its set in another order has them put in order.
 
-    Confidence above 1 (heat maps overshoot) and below 0 counts as 1 and 0. COCO's visibility flag 0, 1 (hidden), 2
-    becomes confidence 0, 0.5, 1. An array without confidence has 1 everywhere, but 0 for a joint at exactly (0, 0),
-    the usual mark of a missing one.
+    Confidence above 1 (heat maps overshoot, 2 is COCO's flag for visible) and below 0 counts as 1 and 0, above 2 it is
+    refused. The flag 0, 1 (hidden), 2 of annotations becomes confidence 0, 0.5, 1. An array without confidence has 1
+    everywhere, but 0 for a joint at exactly (0, 0), the usual mark of a missing one.
     """
     path = Path(path)
     if not path.exists():
@@ -97,6 +98,9 @@ def _image_keypoints(image: ImagePeople, table: np.ndarray, joints: JointSet) ->
 def _keypoints(
     positions: np.ndarray, confidence: np.ndarray, joints: JointSet, size: tuple[int, int] | None
 ) -> Keypoints:
+    above = confidence[np.isfinite(confidence) & (confidence > _LARGEST_CONFIDENCE)]
+    if above.size:
+        raise InputError(f"confidence must lie between 0 and 1, got {above.max():g}; divide per cent by 100")
     return Keypoints(positions_px=positions, confidence=np.clip(confidence, 0, 1), joint_set=joints, image_size=size)
 
 

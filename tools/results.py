@@ -12,7 +12,7 @@ import numpy as np
 
 from mesh.errors import InputError
 from mesh.files import MESH_WRITERS, replacing, write_npz
-from mesh.joints import HUMAN36M17, Keypoints
+from mesh.joints import HUMAN36M17, MIN_CONFIDENCE, Keypoints
 from mesh.render import draw_keypoints, draw_overlay, draw_side_view, side_by_side
 
 if TYPE_CHECKING:
@@ -74,10 +74,11 @@ class Results:
         """Note an input that gave nothing."""
         self.failed.append({"input": source, "reason": reason.removeprefix(f"{source}: ")})
 
-    def _fail_unknown(self, source: str, nobody: str) -> None:
+    def _fail_unknown(self, source: str, nobody: str, confidence: np.ndarray) -> None:
         from gcn.recovery import MIN_JOINTS  # brings torch, which a wrong call need not wait for
 
-        self.fail(source, f"{nobody} with at least {MIN_JOINTS} known joints apart from each other")
+        needed = f"at least {MIN_JOINTS} joints of confidence {MIN_CONFIDENCE} or more, apart from each other"
+        self.fail(source, f"{nobody} with {needed}; the highest confidence is {confidence.max():.2g}")
 
     def write_people(
         self,
@@ -117,7 +118,7 @@ class Results:
         if image is not None:
             self._write_overlay(name, image, keypoints, people)
         if not people.valid.any():
-            self._fail_unknown(source, "nobody")
+            self._fail_unknown(source, "nobody", keypoints.confidence)
 
     def write_array(
         self,
@@ -130,7 +131,7 @@ class Results:
     ) -> None:
         """All poses of an array file stacked, in one `.npz` a format; `obj` and the like add a mesh per pose."""
         if not people.valid.any():
-            self._fail_unknown(source, "no pose")
+            self._fail_unknown(source, "no pose", keypoints.confidence)
             return
         meshes = [form for form in self.formats if form in MESH_WRITERS]
         stacked = {_ending(form) for form in (*self.formats, "npz") if form not in MESH_WRITERS}

@@ -218,6 +218,20 @@ def test_confidence_beyond_0_and_1_is_clipped(tmp_path: Path) -> None:
     assert entry.keypoints.confidence[0, :2].tolist() == [1, 0]
 
 
+def test_confidence_above_coco_s_flag_for_visible_is_refused(tmp_path: Path) -> None:
+    table = people(1, 25)
+    for top, message in ((2.0, None), (87.0, "confidence must lie between 0 and 1, got 87; divide per cent by 100")):
+        table[0, 3, 2] = top
+        np.save(tmp_path / "poses.npy", table)
+        (tmp_path / "frame.json").write_text(json.dumps(openpose(table)))
+        for name in ("poses.npy", "frame.json"):
+            if message is None:
+                assert read_keypoints(tmp_path / name).images[0].keypoints.confidence[0, 3] == 1
+            else:
+                with pytest.raises(InputError, match=rf"{name}: .*{message}"):
+                    read_keypoints(tmp_path / name)
+
+
 def test_a_track_id_comes_before_the_id_of_the_annotation(tmp_path: Path) -> None:
     content = coco_annotations(with_visibility(people(1, 17)))
     content["annotations"][0]["track_id"] = 3

@@ -15,10 +15,10 @@ import pytest
 import trimesh
 from PIL import Image
 
-from gcn.recovery import UNSURE_JOINT_M, MeshRecovery
+from gcn.recovery import MIN_JOINTS, UNSURE_JOINT_M, MeshRecovery
 from mesh.body import load_body
 from mesh.errors import InputError
-from mesh.joints import COCO17, HUMAN36M17, Keypoints
+from mesh.joints import COCO17, HUMAN36M17, MIN_CONFIDENCE, Keypoints
 from tools import cli, command, recover
 
 ROOT = Path(__file__).parents[2]
@@ -228,6 +228,16 @@ def test_keypoints_of_a_picture_of_another_size_are_refused(tmp_path: Path, stan
     words = ("--joint-set", "coco17", "--out", tmp_path / "o")
     assert run(tmp_path / "p.png", "--keypoints", tmp_path / "k.npz", *words) == 1
     assert "is 1000 x 1200 px, but its keypoints are of a picture of 2000 x 2400 px" in capsys.readouterr().err
+
+
+def test_guesses_alone_are_nobody_and_the_line_says_what_a_person_needs(
+    tmp_path: Path, standing: np.ndarray, capsys
+) -> None:
+    np.save(tmp_path / "p.npy", np.append(standing, np.full((17, 1), 0.2), axis=1)[None])
+    assert run(tmp_path / "p.npy", "--joint-set", "coco17", "--out", tmp_path / "o") == 1
+    needed = f"at least {MIN_JOINTS} joints of confidence {MIN_CONFIDENCE} or more"
+    error = capsys.readouterr().err
+    assert needed in error and error.endswith("the highest confidence is 0.2\n")
 
 
 def test_a_missing_detector_says_how_to_get_it(tmp_path: Path, monkeypatch, capsys) -> None:
