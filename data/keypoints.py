@@ -71,7 +71,7 @@ def _starts_with(path: Path, *beginnings: bytes) -> bool:
 
 def _from_json(path: Path, joint_set: JointSet | None) -> KeypointFile:
     people = read_json(path)
-    table = people.table()
+    table = people.table(len(joint_set or people.joint_sets[0]))
     joints, order = _layout(table.shape[1], people.names, people.joint_sets, joint_set)
     table = table[:, order]
     images, start = [], 0

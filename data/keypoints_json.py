@@ -63,11 +63,11 @@ class JsonPeople:
     names: tuple[str, ...] | None = None
     has_visibility: bool = False
 
-    def table(self) -> np.ndarray:
-        """All people one after the other: x, y, confidence, (P, J, 3) float32."""
-        length = next((len(row) for image in self.images for row in image.rows), None)
-        if length is None:
+    def table(self, num_joints: int) -> np.ndarray:
+        """All people one after the other: x, y, confidence, (P, J, 3) float32; J is `num_joints` if there is nobody."""
+        if not self.images:
             raise InputError("holds no people")
+        length = next((len(row) for image in self.images for row in image.rows), 3 * num_joints)
         for image in self.images:
             for row in image.rows:
                 if len(row) % 3 or not row:

@@ -171,6 +171,14 @@ def test_a_folder_of_openpose_files_is_read_in_the_order_of_names_with_empty_fra
     assert_holds(file.images[2], table[[2]])
 
 
+@pytest.mark.parametrize(("wanted", "joints"), [(None, OPENPOSE25), (COCO17, COCO17)])
+def test_a_frame_without_people_is_a_picture_with_nobody(wanted: Any, joints: Any, tmp_path: Path) -> None:
+    (alone,) = read(tmp_path, {"people": []}, "a_keypoints.json", joint_set=wanted).images
+    (in_folder,) = read_keypoints(tmp_path, joint_set=wanted).images
+    for entry in (alone, in_folder):
+        assert (entry.image, len(entry.keypoints), entry.keypoints.joint_set) == ("a", 0, joints)
+
+
 def test_the_18_joints_of_older_openpose_models_are_known_by_name(tmp_path: Path) -> None:
     # order of the model's documentation: right arm, left arm, right leg, left leg, eyes, ears
     assert OPENPOSE18.names[:5] == ("nose", "neck", "right_shoulder", "right_elbow", "right_wrist")
@@ -326,7 +334,6 @@ ROW = row(people(1, 17)[0])
     ("content", "message"),
     [
         ([], "holds no people"),
-        ({"people": []}, "holds no people"),
         ({}, "expected COCO results .* got an object with nothing"),
         ({"tracks": [1]}, "got an object with tracks"),
         (3, "got a int"),

@@ -230,6 +230,19 @@ def test_keypoints_of_a_picture_of_another_size_are_refused(tmp_path: Path, stan
     assert "is 1000 x 1200 px, but its keypoints are of a picture of 2000 x 2400 px" in capsys.readouterr().err
 
 
+def test_a_frame_without_people_fails_alone(tmp_path: Path, standing: np.ndarray, capsys) -> None:
+    Image.new("RGB", (1000, 1100)).save(tmp_path / "p.png")
+    frame = {"people": [{"pose_keypoints_2d": np.append(standing, np.ones((17, 1)), axis=1).ravel().tolist()}]}
+    (tmp_path / "a.json").write_text(json.dumps(frame))
+    (tmp_path / "b.json").write_text('{"people": []}')
+    words = ("--joint-set", "coco17", "--format", "obj", "--out", tmp_path / "o")
+    assert run(tmp_path / "a.json", tmp_path / "b.json", *words) == 1
+    assert capsys.readouterr().err == f"failed: {tmp_path / 'b.json'}: b: no person found\n"
+    assert (tmp_path / "o" / "a_0.obj").is_file()
+    assert run(tmp_path / "p.png", "--keypoints", tmp_path / "b.json", *words) == 1
+    assert "b.json holds no people for it" in capsys.readouterr().err
+
+
 def test_guesses_alone_are_nobody_and_the_line_says_what_a_person_needs(
     tmp_path: Path, standing: np.ndarray, capsys
 ) -> None:
