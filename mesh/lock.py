@@ -44,6 +44,18 @@ class FolderLock:
             self._descriptor = None
 
     @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep others out during the block, and leave no lock file."""
+        self.acquire()
+        try:
+            yield
+        finally:
+            if self._descriptor is not None and self._is_current(self._descriptor):
+                with contextlib.suppress(OSError):
+                    (self._folder / LOCK_FILE).unlink()
+            self.release()
+
+    @contextlib.contextmanager
     def released_on_failure(self) -> Iterator[None]:
         """Let others in if the block fails."""
         try:
@@ -72,8 +84,14 @@ class FolderLock:
                 if isinstance(exc, BlockingIOError):
                     raise InputError(f"{self._name} is in use by process {holder}; wait for it or stop it") from exc
                 raise InputError(f"cannot lock the {self._name}: {exc.strerror}; choose another place") from exc
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    return descriptor
-            os.close(descriptor)  # the file that was locked is no longer the folder's
+            if self._is_current(descriptor):
+                return descriptor
+            os.close(descriptor)
         raise InputError(f"cannot lock the {self._name}: it comes and goes; choose another place")
+
+    def _is_current(self, descriptor: int) -> bool:
+        """Whether the open file is still the folder's."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), (self._folder / LOCK_FILE).stat())
+        except FileNotFoundError:
+            return False

@@ -85,13 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     protected = {Path(p).resolve() for p in inputs}
     model = detector.model if detector else None
     results = Results(args.out, recovery.body.faces, formats, protected=protected, detector=model)
-    results.prepare()
-    for job in jobs:
-        try:
-            _recover(job, recovery, detector, finder, results, args)
-        except InputError as error:
-            results.fail(job.source, str(error))
-        results.write_summary()
+    with results.writing():
+        for job in jobs:
+            try:
+                _recover(job, recovery, detector, finder, results, args)
+            except InputError as error:
+                results.fail(job.source, str(error))
+            results.write_summary()
     return _report(results)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 from mesh.errors import InputError
 from mesh.files import MESH_WRITERS, replacing, write_npz
 from mesh.joints import HUMAN36M17, MIN_CONFIDENCE, Keypoints
+from mesh.lock import FolderLock
 from mesh.render import draw_keypoints, draw_overlay, draw_side_view, side_by_side
 
 if TYPE_CHECKING:
@@ -48,15 +50,18 @@ class Results:
     meshes: int = 0
     _reserved: set[str] = field(default_factory=set)
 
-    def prepare(self) -> None:
-        """Make the folder and prove that it can be written to, before any work is done."""
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Make the folder, keep other calls out of it and prove that it can be written to, before any work is done."""
         if (self.folder / "summary.json").resolve() in self.protected:
             raise InputError(f"{self.folder / 'summary.json'} is an input: choose another output folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise InputError(f"cannot make the output folder {self.folder}: {exc.strerror}") from exc
-        self.write_summary()
+        with FolderLock(self.folder, f"output folder {self.folder}").held():
+            self.write_summary()
+            yield
 
     def reserve(self, name: str, endings: Sequence[str]) -> str:
         """The name, or name-2, name-3 ... if one of its files is an input or was written in this call."""

@@ -19,6 +19,7 @@ from gcn.recovery import MIN_JOINTS, UNSURE_JOINT_M, MeshRecovery
 from mesh.body import load_body
 from mesh.errors import InputError
 from mesh.joints import COCO17, HUMAN36M17, MIN_CONFIDENCE, Keypoints
+from mesh.lock import FolderLock
 from tools import cli, command, recover
 
 ROOT = Path(__file__).parents[2]
@@ -241,6 +242,17 @@ def test_a_frame_without_people_fails_alone(tmp_path: Path, standing: np.ndarray
     assert (tmp_path / "o" / "a_0.obj").is_file()
     assert run(tmp_path / "p.png", "--keypoints", tmp_path / "b.json", *words) == 1
     assert "b.json holds no people for it" in capsys.readouterr().err
+
+
+def test_two_calls_at_once_do_not_share_an_output_folder(tmp_path: Path, standing: np.ndarray, capsys) -> None:
+    np.save(tmp_path / "p.npy", standing[None])
+    words = (tmp_path / "p.npy", "--joint-set", "coco17", "--out", tmp_path / "o")
+    with FolderLock(tmp_path / "o", "folder").held():
+        assert run(*words) == 2
+        assert not (tmp_path / "o" / "summary.json").exists()
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: output folder {tmp_path / 'o'} is in use by process ") and error.count("\n") == 1
+    assert run(*words) == 0 and {p.name for p in (tmp_path / "o").iterdir()} == {"p.npz", "summary.json"}
 
 
 def test_guesses_alone_are_nobody_and_the_line_says_what_a_person_needs(

@@ -86,6 +86,19 @@ def test_what_cannot_be_locked_is_refused_in_one_line(tmp_path: Path) -> None:
         FolderLock(tmp_path, "folder x").acquire()
 
 
+def test_a_block_keeps_others_out_and_leaves_no_file(tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).write_text("1\n")  # of a process that was killed
+    with pytest.raises(RuntimeError), FolderLock(tmp_path, "folder").held():
+        with pytest.raises(InputError, match="in use"):
+            FolderLock(tmp_path, "folder").acquire()
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with FolderLock(tmp_path, "folder").held():
+        (tmp_path / LOCK_FILE).unlink()
+        FolderLock(tmp_path, "folder").acquire()  # of the new file, which is not the block's to remove
+    assert (tmp_path / LOCK_FILE).is_file()
+
+
 def test_a_failed_block_lets_others_in(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path, "folder")
     lock.acquire()

@@ -111,5 +111,9 @@ def test_no_result_takes_the_place_of_an_input_or_of_another_result(tmp_path: Pa
     assert results.reserve("p", ["_0.obj", "_1.obj"]) == "p"
     assert results.reserve("P_0", [".obj"]) == "P_0-2"
     assert results.reserve("p", ["_0.obj"]) == "p-2"
-    with pytest.raises(InputError, match="is an input"):
-        Results(tmp_path, np.zeros((0, 3)), ("obj",), protected={(tmp_path / "summary.json").resolve()}).prepare()
+    protected = {(tmp_path / "summary.json").resolve()}
+    with (
+        pytest.raises(InputError, match="is an input"),
+        Results(tmp_path, np.zeros((0, 3)), ("obj",), protected=protected).writing(),
+    ):
+        pass
