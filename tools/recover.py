@@ -35,8 +35,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("inputs", nargs="*", metavar="INPUT", help="image, folder of images, or keypoint file or folder")
     p.add_argument(
-        "--out", required=True, type=Path, help="folder for the results; those of earlier calls are replaced"
-    )
+        "--out", required=True, type=Path,
+        help="folder for the results; files of the same names are replaced, others stay",
+    )  # fmt: skip
     p.add_argument("--body", help="SMPL model, .npz or .pkl (default: the free body that ships)")
     p.add_argument("--weights", help="weights file (default: the weights that ship)")
     p.add_argument("--joint-set", help="joint set of a keypoint file that does not name its joints")

@@ -255,6 +255,20 @@ def test_two_calls_at_once_do_not_share_an_output_folder(tmp_path: Path, standin
     assert run(*words) == 0 and {p.name for p in (tmp_path / "o").iterdir()} == {"p.npz", "summary.json"}
 
 
+def test_of_an_earlier_call_files_of_the_same_names_are_replaced_and_others_stay(
+    tmp_path: Path, standing: np.ndarray
+) -> None:
+    np.save(tmp_path / "p.npy", standing[None])
+    out = tmp_path / "o"
+    out.mkdir()
+    for name in ("p.npz", "q.npz"):
+        (out / name).write_bytes(b"earlier")
+    assert run(tmp_path / "p.npy", "--joint-set", "coco17", "--out", out) == 0
+    assert [name for name in ("p.npz", "q.npz") if (out / name).read_bytes() == b"earlier"] == ["q.npz"]
+    told = next(a.help for a in recover.parser()._actions if "--out" in a.option_strings)
+    assert "files of the same names are replaced, others stay" in str(told)
+
+
 def test_guesses_alone_are_nobody_and_the_line_says_what_a_person_needs(
     tmp_path: Path, standing: np.ndarray, capsys
 ) -> None:
