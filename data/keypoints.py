@@ -22,13 +22,20 @@ class ImageKeypoints:
     """The people of one picture, in the order of the file; there may be none.
 
     `image` is the picture's name as the file gives it (OpenPose: without extension), `image_id` COCO's number or
-    AlphaPose's name, `person_ids` the track's or annotation's id of each person, where a file has them.
+    AlphaPose's name, `person_ids` the track's or annotation's id of each person and `scores` how sure the detector is
+    of each, where a file has them.
     """
 
     keypoints: Keypoints
     image: str | None = None
     image_id: int | str | None = None
     person_ids: tuple[int | str | None, ...] | None = None
+    scores: tuple[float, ...] | None = None
+
+    def surest(self, count: int | None) -> Keypoints:
+        """At most `count` people (None: all), of the highest scores or the first ones, in the order of the file."""
+        scores = np.zeros(len(self.keypoints)) if self.scores is None else np.array(self.scores)
+        return self.keypoints.select(np.sort(np.argsort(-scores, kind="stable")[:count]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +94,13 @@ def _image_keypoints(image: ImagePeople, table: np.ndarray, joints: JointSet) ->
         keypoints = _keypoints(table[..., :2], table[..., 2], joints, image.size)
     except InputError as exc:
         raise InputError(f"{image}: {exc}") from exc
+    known = [score for score in image.scores if score is not None]
     return ImageKeypoints(
         keypoints=keypoints,
         image=image.name,
         image_id=image.image_id,
         person_ids=None if all(i is None for i in image.person_ids) else tuple(image.person_ids),
+        scores=tuple(known) if len(known) == len(image.scores) else None,
     )
 
 

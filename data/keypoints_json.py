@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ class ImagePeople:
     size: tuple[int, int] | None = None
     rows: list[list[float]] = field(default_factory=list)
     person_ids: list[int | str | None] = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)
 
     def add(self, row: Any, person: Mapping[str, Any]) -> None:
         """One more person; its id is the track's where the file has one, else the annotation's."""
@@ -45,6 +47,7 @@ class ImagePeople:
             raise InputError(f"{self}: keypoints must be a list of numbers, got {type(row).__name__}")
         self.rows.append(row)
         self.person_ids.append(_person_id(person))
+        self.scores.append(_score(person))
 
     def __str__(self) -> str:
         return f"image {self.image_id if self.name is None else self.name}"
@@ -237,6 +240,12 @@ def _person_id(person: Mapping[str, Any]) -> int | str | None:
         if isinstance(value, int | str) and value != -1:
             return value
     return None
+
+
+def _score(person: Mapping[str, Any]) -> float | None:
+    """How sure the detector is of a person; OpenPose and annotations do not say."""
+    value = person.get("score")
+    return float(value) if isinstance(value, int | float) and abs(value) <= sys.float_info.max else None
 
 
 def _confidence_of(visibility: np.ndarray) -> np.ndarray:

@@ -91,9 +91,13 @@ def with_size(job: Job, keypoints: Keypoints, size: tuple[int, int]) -> Keypoint
     return replace(keypoints, image_size=size)
 
 
-def plan_jobs(inputs: Sequence[str], keypoint_file: str | None, joints: JointSet | None) -> list[Job]:
+def plan_jobs(
+    inputs: Sequence[str], keypoint_file: str | None, joints: JointSet | None, max_people: int | None = None
+) -> list[Job]:
     """Jobs in the order of the inputs; `keypoint_file` replaces the detector, or is the input if there is no other.
 
+    At most `max_people` of a picture are taken, the surest; an array that is an input holds poses, not people of one
+    picture, and is taken whole.
     A missing path, a broken keypoint file and joints that cannot be told apart by picture end the call here.
     """
     if not inputs:
@@ -108,11 +112,11 @@ def plan_jobs(inputs: Sequence[str], keypoint_file: str | None, joints: JointSet
             raise InputError(f"no such input: {text!r}")
         images = _images(path)
         if images:
-            jobs += [_image_job(image, given, keypoint_file) for image in images]
+            jobs += [_image_job(image, given, keypoint_file, max_people) for image in images]
         elif given is not None:
             raise InputError(f"{path} is no image: --keypoints {keypoint_file} belongs to images, or stands alone")
         else:
-            jobs += _keypoint_jobs(path, read_keypoints(path, joint_set=joints))
+            jobs += _keypoint_jobs(path, read_keypoints(path, joint_set=joints), max_people)
     if given is not None and given.is_array and len(jobs) > 1:
         raise InputError(
             f"{keypoint_file} is one array of poses, which belongs to one photo: got {len(jobs)}; "
@@ -133,7 +137,7 @@ def _images(path: Path) -> list[Path]:
     return images
 
 
-def _image_job(image: Path, given: KeypointFile | None, keypoint_file: str | None) -> Job:
+def _image_job(image: Path, given: KeypointFile | None, keypoint_file: str | None, max_people: int | None) -> Job:
     job = Job(str(image), image.stem, image)
     if given is None:
         return job
@@ -147,7 +151,7 @@ def _image_job(image: Path, given: KeypointFile | None, keypoint_file: str | Non
         raise InputError(f"{keypoint_file} names {image.name} {len(found)} times; tell them apart by their folders")
     if not found:
         return Job(str(image), image.stem, image, problem=f"{keypoint_file} holds no people for it")
-    return Job(str(image), image.stem, image, found[0].keypoints)
+    return Job(str(image), image.stem, image, found[0].surest(max_people))
 
 
 def _agreement(entry: ImageKeypoints, image: Path) -> float:
@@ -168,12 +172,13 @@ def _agreement(entry: ImageKeypoints, image: Path) -> float:
     return score
 
 
-def _keypoint_jobs(path: Path, content: KeypointFile) -> Iterator[Job]:
+def _keypoint_jobs(path: Path, content: KeypointFile, max_people: int | None) -> Iterator[Job]:
     for entry in content.images:
         named = entry.image if entry.image is not None else entry.image_id
         name = path.stem if content.is_array or named is None else _without_suffix(str(named))
         source = str(path) if content.is_array else f"{path}: {name}"
-        yield Job(source, file_name(name), keypoints=entry.keypoints, is_array=content.is_array)
+        keypoints = entry.keypoints if content.is_array else entry.surest(max_people)
+        yield Job(source, file_name(name), keypoints=keypoints, is_array=content.is_array)
 
 
 def _without_suffix(name: str) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tools.inputs import Job
     from tools.results import Results
 
+_MAX_DETECTED = 10
 _EXAMPLES = """examples:
   python tools/recover.py photo.jpg --out out
   python tools/recover.py photos/ --out out --format obj,glb
@@ -54,7 +55,11 @@ def parser() -> argparse.ArgumentParser:
         help="focal length of the pictures in px (default: what a photo's EXIF data tell, else its diagonal)",
     )  # fmt: skip
     command.add_detector_option(p)
-    p.add_argument("--max-people", type=int, default=10, help="people per image at most")
+    p.add_argument(
+        "--max-people", type=int, metavar="N",
+        help=f"people per image at most (default: {_MAX_DETECTED} of the detector's, all of given keypoints): "
+        "the surest, or the first of keypoints without scores; an array file as an input is recovered whole",
+    )  # fmt: skip
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return p
 
@@ -66,11 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mesh.joints import LARGEST_PX, joint_set
     from tools.inputs import check_size_known, plan_jobs
 
-    if args.max_people < 1:
+    if args.max_people is not None and args.max_people < 1:
         raise InputError(f"--max-people must be at least 1, got {args.max_people}")
     if args.focal_px is not None and not 1 <= args.focal_px <= LARGEST_PX:
         raise InputError(f"--focal-px must lie between 1 and {LARGEST_PX:g}, got {args.focal_px:g}")
-    jobs = plan_jobs(args.inputs, args.keypoints, None if args.joint_set is None else joint_set(args.joint_set))
+    joints = None if args.joint_set is None else joint_set(args.joint_set)
+    jobs = plan_jobs(args.inputs, args.keypoints, joints, args.max_people)
     if args.focal_px is not None:
         for job in jobs:
             check_size_known(job)
@@ -137,7 +143,7 @@ def _recover(
         image = read_image(job.image)
     if keypoints is None:
         assert image is not None and detector is not None
-        keypoints = detector.detect(image, max_people=args.max_people)
+        keypoints = detector.detect(image, max_people=args.max_people or _MAX_DETECTED)
     if not len(keypoints):
         results.fail(job.source, "no person found")
         return

@@ -269,6 +269,15 @@ def test_of_an_earlier_call_files_of_the_same_names_are_replaced_and_others_stay
     assert "files of the same names are replaced, others stay" in str(told)
 
 
+def test_max_people_counts_for_given_keypoints_too(tmp_path: Path, standing: np.ndarray) -> None:
+    row = np.append(standing, np.ones((17, 1)), axis=1).ravel().tolist()
+    (tmp_path / "k.json").write_text(json.dumps([{"image_id": "p.png", "keypoints": row}] * 3))
+    words = (tmp_path / "k.json", "--format", "obj", "--out")
+    for option, count in (((), 3), (("--max-people", "1"), 1)):
+        assert run(*words, tmp_path / str(count), *option) == 0
+        assert len(list((tmp_path / str(count)).glob("*.obj"))) == count
+
+
 def test_guesses_alone_are_nobody_and_the_line_says_what_a_person_needs(
     tmp_path: Path, standing: np.ndarray, capsys
 ) -> None:

@@ -87,6 +87,23 @@ def test_one_array_belongs_to_one_photo(photos: Path) -> None:
             plan_jobs([str(photos / name) for name in several], str(photos / "k.npy"), COCO17)
 
 
+def test_of_the_people_of_a_picture_the_surest_are_taken_or_the_first(photos: Path) -> None:
+    rows = [{**people("a/p.jpg", x), "score": score} for x, score in ((1, 0.2), (2, 0.9), (3, 0.5))]
+    given = photos / "k.json"
+    np.save(photos / "k.npy", np.arange(1, 4)[:, None, None] * np.ones((3, 17, 2)))
+    for scored, expected in ((True, [2, 3]), (False, [1, 2])):
+        given.write_text(json.dumps([row if scored else {**row, "score": None} for row in rows]))
+        for job in (
+            *plan_jobs([str(photos / "a/p.jpg")], str(given), None, 2),
+            *plan_jobs([str(given)], None, None, 2),
+        ):
+            assert job.keypoints.positions_px[:, 0, 0].tolist() == expected
+    (job,) = plan_jobs([str(photos / "a/p.jpg")], str(photos / "k.npy"), COCO17, 2)
+    assert job.keypoints.positions_px[:, 0, 0].tolist() == [1, 2]
+    (whole,) = plan_jobs([str(photos / "k.npy")], None, COCO17, 2)
+    assert len(whole.keypoints) == 3
+
+
 def test_a_folder_with_images_is_a_folder_of_images_whatever_json_lies_beside(photos: Path) -> None:
     (photos / "b" / "p_keypoints.json").write_text("{}")
     (photos / "b" / "summary.json").write_text("{}")
