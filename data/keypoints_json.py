@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from data.images import IMAGE_SUFFIXES
 from mesh.errors import InputError
 from mesh.joints import COCO17, HALPE26, OPENPOSE25, JointSet
 
+KEYPOINT_SUFFIXES = (".json", ".npy", ".npz")  # usual ones: the content tells
 # The body of OpenPose's first model, in which AlphaPose writes its `open` and `cmu` files.
 OPENPOSE18 = JointSet(
     name="openpose18",
@@ -109,9 +111,12 @@ def read_json(path: Path) -> JsonPeople:
 def _load(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except json.JSONDecodeError as exc:
-        raise InputError(f"not whole JSON, .npy or .npz: {exc}") from exc
-    except UnicodeDecodeError as exc:
+    except ValueError as exc:
+        if path.suffix.lower() not in KEYPOINT_SUFFIXES:
+            known, photos = ", ".join(KEYPOINT_SUFFIXES), ", ".join(IMAGE_SUFFIXES)
+            raise InputError(f"no keypoints ({known}), and no photo ({photos}) by its name: convert it") from exc
+        if isinstance(exc, json.JSONDecodeError):
+            raise InputError(f"not whole JSON, .npy or .npz: {exc}") from exc
         raise InputError("neither JSON nor .npy nor .npz") from exc
     except RecursionError as exc:
         raise InputError("nested too deeply for a keypoint file") from exc

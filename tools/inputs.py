@@ -14,7 +14,10 @@ import numpy as np
 from data.images import IMAGE_SUFFIXES, find_images, read_focal
 from data.keypoints import ImageKeypoints, KeypointFile, read_keypoints
 from mesh.errors import InputError
+from mesh.files import MESH_WRITERS
 from mesh.joints import JointSet, Keypoints
+
+_RESULTS = (".json", ".npz", *(f".{form}" for form in MESH_WRITERS))
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,10 @@ def plan_jobs(
         if images:
             jobs += [_image_job(image, given, keypoint_file, max_people) for image in images]
         elif given is not None:
-            raise InputError(f"{path} is no image: --keypoints {keypoint_file} belongs to images, or stands alone")
+            known = ", ".join(IMAGE_SUFFIXES)
+            raise InputError(
+                f"{path} is no image ({known}): --keypoints {keypoint_file} belongs to images, or stands alone"
+            )
         else:
             jobs += _keypoint_jobs(path, read_keypoints(path, joint_set=joints), max_people)
     if given is not None and given.is_array and len(jobs) > 1:
@@ -123,6 +129,16 @@ def plan_jobs(
             "call once for each, or give a json file that names its pictures"
         )
     return jobs
+
+
+def skipped_files(inputs: Sequence[str]) -> Iterator[str]:
+    """A line for each folder in which files are passed over for their suffix, hidden ones and results apart."""
+    for folder in (path for path in map(Path, inputs) if path.is_dir()):
+        taken = IMAGE_SUFFIXES if _images(folder) else (".json",)
+        known = (*taken, *(_RESULTS if (folder / "summary.json").exists() else ()))
+        files = sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix.lower() not in known)
+        if skipped := [name for name in files if not name.startswith(".")]:
+            yield f"{folder}: {len(skipped)} skipped, such as {skipped[0]}: names must end in {', '.join(taken)}"
 
 
 def _images(path: Path) -> list[Path]:

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     from mesh.errors import InputError
     from mesh.joints import LARGEST_PX, joint_set
-    from tools.inputs import check_size_known, plan_jobs
+    from tools.inputs import check_size_known, plan_jobs, skipped_files
 
     if args.max_people is not None and args.max_people < 1:
         raise InputError(f"--max-people must be at least 1, got {args.max_people}")
@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = detector.model if detector else None
     results = Results(args.out, recovery.body.faces, formats, protected=protected, detector=model)
     with results.writing():
+        for line in skipped_files(args.inputs or [args.keypoints]):
+            print(line, file=sys.stderr)
         for job in jobs:
             try:
                 _recover(job, recovery, detector, finder, results, args)

@@ -383,6 +383,14 @@ def test_a_file_that_is_no_json_is_one_line(content: bytes, message: str, tmp_pa
         read_keypoints(tmp_path / "file.json")
 
 
+@pytest.mark.parametrize("name", ["x.avif", "jp2.jp2", "noext"])
+@pytest.mark.parametrize("content", [b"\0\0\0\x0cjP  \r\n", b"\xff\xd8\xff\xe0", b"hello"])
+def test_a_file_of_an_unknown_suffix_is_told_which_are_known(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"no keypoints \(\.json, .*\.npz\), and no photo \(\.jpg, .*: convert it$"):
+        read_keypoints(tmp_path / name)
+
+
 def test_a_missing_file_and_an_empty_folder_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no keypoint file .*nothing\.json"):
         read_keypoints(tmp_path / "nothing.json")

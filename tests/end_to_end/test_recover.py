@@ -278,6 +278,16 @@ def test_max_people_counts_for_given_keypoints_too(tmp_path: Path, standing: np.
         assert len(list((tmp_path / str(count)).glob("*.obj"))) == count
 
 
+def test_skipped_files_of_a_folder_are_told_and_do_not_fail(tmp_path: Path, standing: np.ndarray, capsys) -> None:
+    row = np.append(standing, np.ones((17, 1)), axis=1).ravel().tolist()
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "a.json").write_text(json.dumps({"people": [{"pose_keypoints_2d": row}]}))
+    (tmp_path / "f" / "a.avif").write_bytes(b"")
+    assert run(tmp_path / "f", "--joint-set", "coco17", "--out", tmp_path / "o") == 0
+    error = capsys.readouterr().err
+    assert error.startswith(f"{tmp_path / 'f'}: 1 skipped, such as a.avif") and error.count("\n") == 1
+
+
 def test_guesses_alone_are_nobody_and_the_line_says_what_a_person_needs(
     tmp_path: Path, standing: np.ndarray, capsys
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from mesh.errors import InputError
 from mesh.joints import COCO17
-from tools.inputs import file_name, plan_jobs
+from tools.inputs import file_name, plan_jobs, skipped_files
 from tools.results import Results
 
 
@@ -109,6 +109,21 @@ def test_a_folder_with_images_is_a_folder_of_images_whatever_json_lies_beside(ph
     (photos / "b" / "summary.json").write_text("{}")
     (photos / "b" / "p_overlay.png").write_bytes(b"")
     assert [job.name for job in plan(photos, ["b"])] == ["000000000007", "p"]
+
+
+def test_what_a_folder_holds_besides_is_told_in_one_line(photos: Path) -> None:
+    for name in ("b.heic", "a.avif", ".hidden"):
+        (photos / "a" / name).write_bytes(b"")
+    (line,) = skipped_files([str(photos / "a"), str(photos / "b"), str(photos / "a" / "p.jpg")])
+    assert line.startswith(f"{photos / 'a'}: 2 skipped, such as a.avif: ") and ".jpg" in line
+    (photos / "b" / "p_0.obj").write_bytes(b"")
+    assert list(skipped_files([str(photos / "b")]))
+    (photos / "b" / "summary.json").write_bytes(b"{}")  # results of an earlier call
+    assert not list(skipped_files([str(photos / "b")]))
+    frames = openpose(photos / "o", {"a": 1})
+    (frames / "a.avif").write_bytes(b"")
+    (line,) = skipped_files([str(frames)])
+    assert "a.avif" in line and line.endswith("end in .json")
 
 
 def test_nothing_and_an_empty_name_are_refused(photos: Path) -> None:
