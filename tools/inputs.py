@@ -89,7 +89,7 @@ def with_size(job: Job, keypoints: Keypoints, size: tuple[int, int]) -> Keypoint
     if keypoints.image_size not in (None, size):
         told, found = ("{} x {}".format(*s) for s in (keypoints.image_size, size))
         raise InputError(
-            f"{job.source} is {found} px, but its keypoints are of a picture of {told} px: scale them first"
+            f"{job.source}: it is {found} px, but its keypoints are of a picture of {told} px: scale them first"
         )
     return replace(keypoints, image_size=size)
 

@@ -228,7 +228,8 @@ def test_keypoints_of_a_picture_of_another_size_are_refused(tmp_path: Path, stan
     np.savez(tmp_path / "k.npz", keypoints=standing[None], image_size=np.array([2000, 2400]))
     words = ("--joint-set", "coco17", "--out", tmp_path / "o")
     assert run(tmp_path / "p.png", "--keypoints", tmp_path / "k.npz", *words) == 1
-    assert "is 1000 x 1200 px, but its keypoints are of a picture of 2000 x 2400 px" in capsys.readouterr().err
+    error = "it is 1000 x 1200 px, but its keypoints are of a picture of 2000 x 2400 px: scale them first"
+    assert capsys.readouterr().err == f"failed: {tmp_path / 'p.png'}: {error}\n"
 
 
 def test_a_frame_without_people_fails_alone(tmp_path: Path, standing: np.ndarray, capsys) -> None:
