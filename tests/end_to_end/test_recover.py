@@ -130,6 +130,10 @@ def test_many_poses_run_as_batches_into_one_file(tmp_path: Path, standing: np.nd
     with np.load(tmp_path / "o" / "poses.npz") as result:
         assert result["vertices"].shape == (600, 6890, 3) and np.isfinite(result["vertices"]).all()
         assert result["camera"].shape == (600, 3) and result["flags"].shape == (600,)
+        assert result["joint_error_m"].shape == (600, 17)
+    (entry,) = json.loads((tmp_path / "o" / "summary.json").read_text())["inputs"]
+    counts = {"name": "poses", "poses": 600, "recovered": 600}
+    assert counts.items() <= entry.items() and "left_right_exchanged" in entry and "people" not in entry
 
 
 def test_joints_given_for_a_photo_replace_the_detector(tmp_path: Path, standing: np.ndarray, monkeypatch) -> None:
