@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gcn.coarsening import Hierarchy, coarsen, hierarchy_from_parents
 from gcn.features import Normalisation, centred_features, pose_features
 from gcn.frames import GRAPH_LEVEL, NODE_LEVEL, NodeFrames, fit_frames
+from gcn.integer_linear import fits_integers, from_integers, to_integers
 from gcn.labeling import LabelingConfig, LabelingNet
 from gcn.lifters.cyclic import CyclicConfig, CyclicLifter
 from gcn.lifters.denoise import DenoiserConfig, PoseDenoiser, Refined
@@ -36,6 +37,7 @@ from mesh.joints import COCO19
 
 JOINTS = COCO19
 FORMAT = "meshrecovery-weights-1"
+_SCALE = ".scale"  # what belongs to weights in whole numbers is called after them
 MESH_WEIGHTS = "mesh_weights"  # metadata of expected errors: the `weights_digest` of the mesh weights they belong to
 _EARLIER = "holds a mesh network of an earlier version: train it anew; its lifter can be used"
 
@@ -243,8 +245,13 @@ def build_uncertainty(config: ModelConfig) -> ErrorNet:
 _KINDS: dict[type[nn.Module], str] = {Pose2Mesh: "pose2mesh", LabelingNet: "labeling", ErrorNet: "uncertainty"}
 
 
-def save_weights(path: Path, model: nn.Module, config: ModelConfig, notes: Mapping[str, str]) -> None:
-    """Write a network's weights as safetensors in half precision, with config, graph and its hash. Atomic."""
+def save_weights(
+    path: Path, model: nn.Module, config: ModelConfig, notes: Mapping[str, str], *, integers: bool = False
+) -> None:
+    """Write a network's weights as safetensors in half precision, with config, graph and its hash. Atomic.
+
+    With `integers` those of large linear layers are rounded to whole numbers times a scale for each output.
+    """
     from safetensors.torch import save
 
     kind = _KINDS.get(type(model), "posenet")
@@ -253,6 +260,10 @@ def save_weights(path: Path, model: nn.Module, config: ModelConfig, notes: Mappi
         prefix + name: _shortened(value) if value.is_floating_point() else value
         for name, value in model.state_dict().items()
     }
+    for name, layer in model.named_modules() if integers else ():
+        if fits_integers(layer):
+            key = f"{prefix}{name}.weight"
+            tensors[key], tensors[key + _SCALE] = to_integers(layer.weight)
     metadata = {"format": FORMAT, "kind": kind, "config": json.dumps(asdict(config)), **notes}
     if isinstance(model, Pose2Mesh):
         metadata["graph"] = model.graph.hierarchy.digest
@@ -307,11 +318,13 @@ def model_config(text: str) -> ModelConfig:
 
 
 def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value.float() if value.is_floating_point() else value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
+    found = {}
+    for name, value in tensors.items():
+        if name.startswith(prefix) and name.removesuffix(_SCALE) not in tensors.keys() - {name}:
+            if value.dtype == torch.int8:
+                value = from_integers(value, tensors[name + _SCALE])
+            found[name.removeprefix(prefix)] = value.float() if value.is_floating_point() else value
+    return found
 
 
 def load_labeling(path: str | Path) -> tuple[LabelingNet, ModelConfig]:

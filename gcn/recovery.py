@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gcn.half_linear import read_half
+from gcn.integer_linear import read_integers
 from gcn.labeling import LabelingNet, exchanged_probability
 from gcn.mirroring import MirrorAveraged
 from gcn.pose2mesh import JOINTS, ModelConfig, Pose2Mesh, load_labeling, load_pose2mesh, load_uncertainty
@@ -159,7 +159,7 @@ class MeshRecovery:
             own = chosen.with_name("labeling.safetensors")
             labeling = load_labeling(own if own.is_file() else folder / "labeling.safetensors")
             if torch.device(device).type == "cpu":
-                read_half(model)
+                read_integers(model)
             return cls(model, labeling, loaded, device, uncertainty)
 
     def recover(

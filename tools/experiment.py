@@ -77,6 +77,7 @@ class TrainConfig(ArithmeticConfig):
     workers: int = 0  # processes that make batches ahead of time; 0: made in the training process
     plots: bool = True  # redrawn at each validation
     samples: int = 4  # people of the validation set whose meshes and pictures are written; 0: none
+    weights: Literal["half", "int8"] = "half"  # of the weights file; int8: large layers in whole numbers
 
     def __post_init__(self) -> None:
         for name in ("workers", "samples"):

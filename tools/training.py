@@ -268,7 +268,8 @@ class RunObserver:
                 self.best_by: f"{state.best:.4g}",
                 "acknowledgement": ACKNOWLEDGEMENT,
             }
-            save_weights(self.folder.weights, state.average.module, self.stage.networks, notes)
+            integers = self.config.train.weights == "int8"
+            save_weights(self.folder.weights, state.average.module, self.stage.networks, notes, integers=integers)
         if self.config.train.plots:
             self.folder.plots.mkdir(exist_ok=True)
             draw_plots(self.folder.rows(), self.folder.plots)

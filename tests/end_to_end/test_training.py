@@ -221,6 +221,22 @@ def test_a_mesh_network_learns_on_a_cyclic_lifter(tmp_path: Path, frozen: bool) 
     assert bool(learned) is not frozen and not any("decoder" in name for name in learned)
 
 
+def test_weights_in_whole_numbers_go_through_both_stages_and_recover(tmp_path: Path) -> None:
+    wide = ("train.weights=int8", "model.posenet.width=512")
+    assert run(train_posenet, tmp_path, "lifter", *wide) == 0
+    assert run(train_meshnet, tmp_path, "mesh", *wide, f"model.posenet_weights={tmp_path}/lifter") == 0
+    kept = {}
+    for name in ("lifter", "mesh"):
+        with safe_open(tmp_path / name / "weights.safetensors", framework="pt") as archive:
+            kept[name] = archive.get_tensor("posenet.blocks.0.layers.3.weight")
+    assert kept["lifter"].dtype == torch.int8 and torch.equal(kept["lifter"], kept["mesh"])
+    assert weights_of(tmp_path / "mesh")["posenet.blocks.0.layers.3.weight"].dtype == torch.float32
+    np.save(tmp_path / "pose.npy", 100 * np.random.default_rng(0).random((1, 17, 2)))
+    argv = [str(tmp_path / "pose.npy"), "--weights", str(tmp_path / "mesh" / "weights.safetensors")]
+    assert command.run(recover.main, [*argv, "--joint-set", "coco17", "--out", str(tmp_path / "out")]) == 0
+    assert list((tmp_path / "out").glob("pose*"))
+
+
 def test_a_denoiser_learns_behind_a_frozen_lifter(runs: Path, tmp_path: Path) -> None:
     assert run(train_posenet, tmp_path, "refined", *(setting.format(runs=runs) for setting in DENOISE)) == 0
     after = weights_of(tmp_path / "refined")

@@ -266,6 +266,50 @@ def test_statistics_beyond_half_precision_are_kept(tmp_path: Path) -> None:
         assert archive.get_tensor("posenet.stem.0.weight").dtype == torch.float16
 
 
+@pytest.fixture(scope="module")
+def in_integers(tmp_path_factory) -> tuple[torch.nn.Module, Path]:
+    """A lifter with layers large enough, and its file."""
+    torch.manual_seed(0)
+    config = ModelConfig(posenet=PoseNetConfig(width=512, blocks=1))
+    lifter, path = build_lifter(config).eval(), tmp_path_factory.mktemp("integers") / "w.safetensors"
+    save(path, lifter, config, {}, integers=True)
+    return lifter, path
+
+
+def test_large_layers_are_kept_as_whole_numbers_where_this_is_asked_for(in_integers, tmp_path: Path) -> None:
+    lifter, path = in_integers
+    inner = "blocks.0.layers.3.weight"
+    tensors, _ = opened(path)
+    assert tensors[f"posenet.{inner}"].dtype == torch.int8
+    assert {n for n, v in tensors.items() if v.dtype == torch.int8} == {
+        f"posenet.blocks.0.layers.{layer}.weight" for layer in (3, 7)
+    }
+    read, config = load_posenet(path)
+    exact, found = lifter.state_dict(), read.state_dict()
+    assert found.keys() == exact.keys() and all(v.dtype == torch.float32 for v in found.values())
+    assert 0 < (found[inner] - exact[inner]).abs().max() < exact[inner].abs().max() / 250
+    features = torch.randn(4, 19, 4, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(read(features), lifter(features), atol=0.02, rtol=0.02)
+    save(tmp_path / "again.safetensors", read, config, {}, integers=True)
+    assert all(torch.equal(value, tensors[name]) for name, value in opened(tmp_path / "again.safetensors")[0].items())
+    save(tmp_path / "half.safetensors", lifter, config, {})
+    assert path.stat().st_size < 0.6 * (tmp_path / "half.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("scale", [None, torch.ones(3), torch.full((512,), torch.nan)])
+def test_whole_numbers_without_a_sound_scale_are_refused(in_integers, tmp_path: Path, scale) -> None:
+    tensors, metadata = opened(in_integers[1])
+    name = "posenet.blocks.0.layers.3.weight.scale"
+    save_file(
+        {n: v for n, v in tensors.items() if n != name} | ({} if scale is None else {name: scale}),
+        tmp_path / "w.safetensors",
+        metadata,
+    )
+    with pytest.raises(InputError, match=r"w\.safetensors(:| does not fit)") as caught:
+        load_posenet(tmp_path / "w.safetensors")
+    assert "\n" not in str(caught.value)
+
+
 def test_nobody_gives_no_meshes(model: Pose2Mesh) -> None:
     assert model(torch.zeros(0, 19, 2), torch.zeros(0, 19))[1].shape == (0, 6890, 3)
 
