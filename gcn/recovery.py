@@ -31,7 +31,7 @@ from mesh.joints import COCO17, HUMAN36M17, LARGEST_PX, MIN_CONFIDENCE, Keypoint
 from mesh.protocols import JointRegression
 
 MIN_JOINTS = 5
-# Beyond lies a tenth of the held-out people, and of their joints, with detector-like 2D; their true errors are 1.7 and
+# Beyond lies a tenth of the held-out people, and of their joints, with detector-like 2D; their true errors are 1.6 and
 # 2.4 times those of the others (docs/experiments.md).
 UNSURE_EXPECTED_M = 0.12  # mean expected error of a person's joints
 UNSURE_JOINT_M = 0.15  # expected error of a joint
