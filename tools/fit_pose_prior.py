@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("poses", help="pose file (.npz), see data/poses.py")
+    p.add_argument("poses", type=Path, help="pose file (.npz), see data/poses.py")
     p.add_argument("--out", required=True, type=Path, help="file to write (.npz)")
     p.add_argument(
         "--held-out",
@@ -40,7 +40,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="SUBJECT",
         help="judge a fit without these first; the file that is written is fitted to everybody",
     )
-    p.add_argument("--max-level", type=int, default=1, help="coarsest covers of the pose space to use (default 1)")
+    p.add_argument(
+        "--max-level",
+        type=int,
+        help="coarsest covers of the pose space to use (default 1; all poses of a file without 'level')",
+    )
     p.add_argument("--components", type=int, default=128, help="at most so many; the poorly supported dissolve")
     p.add_argument("--rank", type=int, default=16, help="factors per component")
     p.add_argument("--iterations", type=int, default=25, help="rounds of EM")
@@ -54,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data.poses import read_poses
     from data.prior import load_pose_prior
     from data.prior_fitting import fit_pose_prior
+    from mesh.archives import read_arrays
+
+    if args.max_level is None:
+        args.max_level = 1 if "level" in read_arrays(args.poses, "poses of SMPL joints", only=("level",)) else 4
 
     def fitted(poses: Tensor) -> PosePrior:
         return fit_pose_prior(
