@@ -127,10 +127,7 @@ def _train(call: Call, world: World, signals: StopSignals, start: Start, config:
     dtype = config.train.dtype(world.device)
     state = make_state(stage.model, stage.config, dtype)
     if saved is not None:
-        require(
-            saved.get("notes", {}) == stage.notes,
-            "the checkpoint was trained on other mesh weights than those at model.pose2mesh_weights: begin a new run",
-        )
+        _check_fit(saved, stage, dump_experiment(config))
         state.load_state_dict(saved["state"])
         if not start.folder.path.exists() or _measures_differ(saved["config"], dump_experiment(config)):
             state.best, state.best_step = None, None  # a branch has a best of its own, and so has another measure
@@ -164,6 +161,19 @@ def _train(call: Call, world: World, signals: StopSignals, start: Start, config:
             observer.stopped(state)
             raise
         observer.finish(state)
+
+
+def _check_fit(saved: dict[str, Any], stage: Stage, config: str) -> None:
+    """Refuse what the state would be loaded into without a complaint."""
+    require(
+        saved.get("notes", {}) == stage.notes,
+        "the checkpoint was trained on other mesh weights than those at model.pose2mesh_weights: begin a new run",
+    )
+    for change in changes(saved["config"], config):
+        if change.startswith(f"{stage.name}_training.optim.name:"):
+            raise InputError(
+                f"the checkpoint does not fit this configuration: {change}; keep the optimiser or begin a new run"
+            )
 
 
 def _rehearse(stage: Stage, state: TrainState, best_by: str) -> None:

@@ -405,6 +405,15 @@ def test_a_refused_resume_leaves_the_run_as_it_was(runs: Path, capsys) -> None:
     assert (runs / "lifter" / "config.yaml").read_text() == before
 
 
+@pytest.mark.parametrize("name", ["rmsprop", "adam"])  # adam has the same state as adamw, and would go on as that
+def test_a_checkpoint_of_another_optimiser_is_refused(runs: Path, tmp_path: Path, name: str, capsys) -> None:
+    argv = ["--resume", str(runs / "lifter"), "--runs", str(tmp_path), "--name", "x"]
+    wanted = ("posenet_training.steps=8", f"posenet_training.optim.name={name}")
+    assert command.run(train_posenet.main, [*argv, "--set", *wanted]) == 2
+    message = f"does not fit this configuration: posenet_training.optim.name: adamw -> {name}; keep the optimiser"
+    assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
 def test_trained_weights_are_evaluated_with_a_protocol(runs: Path, tmp_path: Path, capsys) -> None:
     weights = runs / "mesh" / "weights.safetensors"
     argv = ["--weights", weights, "--dataset", "prior", "--samples", 300, "--out", tmp_path]
