@@ -129,7 +129,13 @@ def _train(call: Call, world: World, signals: StopSignals, start: Start, config:
     if saved is not None:
         _check_fit(saved, stage, dump_experiment(config))
         state.load_state_dict(saved["state"])
-        if not start.folder.path.exists() or _measures_differ(saved["config"], dump_experiment(config)):
+        is_branch = not start.folder.path.exists()
+        require(
+            not is_branch or state.step < stage.config.total,
+            f"nothing is left to train: the checkpoint is at step {state.step}, the configured end is "
+            f"{stage.config.total}; raise {stage.name}_training.steps or .epochs",
+        )
+        if is_branch or _measures_differ(saved["config"], dump_experiment(config)):
             state.best, state.best_step = None, None  # a branch has a best of its own, and so has another measure
     else:
         _rehearse(stage, state, best_by)

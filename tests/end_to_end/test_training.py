@@ -285,6 +285,19 @@ def test_a_branch_leaves_the_first_run_alone(runs: Path, tmp_path: Path) -> None
     assert (runs / "lifter" / "metrics.jsonl").read_text() == before and state_of(runs / "lifter")["step"] == 6
 
 
+@pytest.mark.parametrize("steps", [2, 6])
+def test_a_branch_with_nothing_left_to_train_is_refused(runs: Path, tmp_path: Path, steps: int, capsys) -> None:
+    argv = ["--resume", str(runs / "lifter"), "--name", "branch", "--runs", str(tmp_path)]
+    assert command.run(train_posenet.main, [*argv, "--set", f"posenet_training.steps={steps}"]) == 2
+    assert f"the checkpoint is at step 6, the configured end is {steps}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_has_reached_its_end_says_that_it_is_done(runs: Path, capsys) -> None:
+    assert command.run(train_posenet.main, ["--resume", str(runs / "lifter")]) == 0
+    assert "done: best exact/lift_mpjpe_mm" in capsys.readouterr().err
+
+
 def test_resume_from_in_the_config_is_the_same_as_on_the_command_line(runs: Path, tmp_path: Path) -> None:
     file = runs / "lifter" / "checkpoints" / "step_00000006.pt"
     assert run(train_posenet, tmp_path, "b", f"train.resume_from={file}", "posenet_training.steps=7") == 0
