@@ -127,9 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for setup in setups:
             if setup.device.type == "cpu" or PARTS[name].on_gpu or len(setups) == 1:
                 part = PARTS[name].run(setup)
-                print("\n".join(map(row_text, part.measurements)), flush=True)
                 found.add(part)
-            _write(args.json, about, found)
+                _write(args.json, about, found)
+                print("\n".join(map(row_text, part.measurements)), flush=True)
     print("\nhow many times better within this run:")
     print("\n".join(map(ratio_text, found.ratios())))
     return 0

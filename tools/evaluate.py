@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, measure, print the table."""
+    """Parse, measure, write, print the table."""
     args = parser().parse_args(argv)
     if args.compare:
         from tools.evaluation_compare import print_comparison
@@ -125,13 +125,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = args.weights or "shipped"
     report = Report(card=card, columns=columns, weights=str(weights))
     content = report.content()
-    print(table(content))
-    print(f"in brackets: {content['intervals are']}")
     if args.out:
         write_report(args.out, report, content)
     if args.vis:
         for name, some in samples.items():
             _pictures(args, name, networks, some, columns[name], body, device)
+    print(table(content))
+    print(f"in brackets: {content['intervals are']}")
     return 0
 
 

@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         default=[],
         metavar="SUBJECT",
-        help="judge a fit without these first; the file that is written is fitted to everybody",
+        help="judge a fit without these as well; the file that is written is fitted to everybody",
     )
     p.add_argument(
         "--max-level",
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Judge the design on held-out subjects, then fit everything and write it."""
+    """Fit everything and write it, then judge the design on held-out subjects."""
     args = parser().parse_args(argv)
     from data.poses import read_poses
     from data.prior import load_pose_prior
@@ -73,13 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             provenance=_PROVENANCE,
         )
 
+    poses = read_poses(args.poses, max_level=args.max_level).quaternions
     if args.held_out:
         kept = tuple(args.held_out)
         seen = read_poses(args.poses, except_subjects=kept, max_level=args.max_level).quaternions
         held_out = read_poses(args.poses, subjects=kept, max_level=args.max_level).quaternions
-        _compare(fitted(seen), seen, held_out)
-    poses = read_poses(args.poses, max_level=args.max_level).quaternions
+        judged = fitted(seen)
     fitted(poses).save(args.out)
+    if args.held_out:
+        _compare(judged, seen, held_out)
     prior = load_pose_prior(args.out)
     print(
         f"{args.out}: {args.out.stat().st_size / 1024:.0f} KiB, {len(prior.weights)} components of {len(poses)} poses, "

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -40,6 +41,17 @@ def test_a_part_is_measured_and_compared_within_the_run_and_written_with_what_it
         assert ratio["factor"] == pytest.approx(rows[ratio["of"]]["median"] / rows[ratio["to"]]["median"])
     printed = capsys.readouterr().out
     assert all(name in printed for name in rows)
+
+
+def test_what_was_measured_is_written_before_it_is_printed(tmp_path: Path, monkeypatch) -> None:
+    def gone(row: Measurement) -> NoReturn:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(benchmark, "row_text", gone)
+    argv = ["--only", "files", "--quick", "--repeats", "2", "--device", "cpu", "--allocator", "system"]
+    with pytest.raises(BrokenPipeError):
+        benchmark.main([*argv, "--json", str(tmp_path / "b")])
+    assert len(json.loads((tmp_path / "b").read_text())["measurements"]) == 4
 
 
 def test_too_few_repeats_are_refused(capsys) -> None:

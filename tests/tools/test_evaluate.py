@@ -326,6 +326,15 @@ def test_a_lifter_alone_is_measured_by_its_joints(
     assert sum(len(samples.track(n).rows) for n in range(len(samples))) == report["protocol"]["samples"]
 
 
+@pytest.mark.usefixtures("nobody_reads")
+def test_results_are_written_before_anything_is_printed(tmp_path: Path) -> None:
+    argv = ("--dataset", "prior", "--input", "gt", "--samples", "4", "--vis", "1", "--out", str(tmp_path))
+    with pytest.raises(BrokenPipeError):
+        evaluate.main(argv)
+    assert json.loads((tmp_path / "metrics.json").read_text())["protocol"]["samples"] == 4
+    assert (tmp_path / "pictures" / "gt" / "best_0.png").is_file()
+
+
 def test_two_runs_are_compared_beside_the_published_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cards = [{**protocol(name).card(), "split": "validation"} for name in ("pw3d-pose2mesh", "smpl24")]
     for name, card, value in zip("ab", (cards[0], cards[1]), (60.0, 52.5)):
