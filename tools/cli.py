@@ -29,7 +29,11 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Hand over to the command's script."""
+    """Run the command that is named."""
+    return command.run(_hand_over, argv)
+
+
+def _hand_over(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help") or words[0] not in COMMANDS:
         wanted = bool(words) and words[0] in ("-h", "--help")
@@ -39,4 +43,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if wanted else 2
     module = importlib.import_module(f"tools.{words[0].replace('-', '_')}")
     sys.argv[0] = f"meshrecovery {words[0]}"
-    return command.run(module.main, words[1:])
+    code: int = module.main(words[1:])
+    return code

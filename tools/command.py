@@ -26,9 +26,24 @@ for _name, _value in _PATIENT_THREADS.items():
 
 
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Run a command; bad input becomes one line on stderr and exit code 2, an interrupt 130."""
+    """Run a command; bad input becomes one line on stderr and exit code 2, an interrupt 130, a closed pipe 141."""
     try:
-        return main(argv)
+        return _run(main, argv)
+    except BrokenPipeError:
+        # Python writes what is left on its way out, as its documentation of SIGPIPE says: to nobody.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):
+            os.dup2(nowhere, descriptor)
+        return 128 + 13
+
+
+def _run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
+    try:
+        try:
+            return main(argv)
+        finally:
+            for stream in (sys.stdout, sys.stderr):  # a reader that has gone is noticed here at the latest
+                print(end="", file=stream, flush=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

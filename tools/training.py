@@ -85,6 +85,8 @@ def run(call: Call) -> int:
             finally:
                 start.folder.unlock()
         return 0
+    except BrokenPipeError:  # whoever read the progress has gone
+        raise
     except OSError as exc:
         raise InputError(
             f"{exc.filename or 'writing'}: {exc.strerror}; the checkpoints are intact, --resume goes on"

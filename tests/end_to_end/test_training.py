@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -364,6 +365,15 @@ def test_a_signal_saves_and_stops(tmp_path: Path, number, code, monkeypatch) -> 
     assert stopped["step"] == 3 and stopped["history"] == {}  # the validation of step 3 is owed
     assert run(train_posenet, tmp_path, "stopped", flags=("--resume",)) == 0
     assert identical(state_of(tmp_path / "stopped"), state_of(tmp_path / "whole"))
+
+
+def test_a_progress_that_nobody_reads_is_no_full_disk(tmp_path: Path, monkeypatch) -> None:
+    def write(text: str) -> NoReturn:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys.stderr, "write", write)
+    with pytest.raises(BrokenPipeError):
+        train_posenet.main(["--config", str(QUICKSTART), "--runs", str(tmp_path), "--set", *TINY])
 
 
 def test_a_run_folder_is_never_overwritten(runs: Path, capsys) -> None:

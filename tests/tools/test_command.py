@@ -58,3 +58,25 @@ def test_garbage_collection_rests_while_a_command_starts_and_goes_on_afterwards(
         raise ZeroDivisionError
     assert gc.isenabled()
     gc.unfreeze()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("closed", "main"),
+    [
+        ("stdout", "command.run(lambda argv: print('x' * 9))"),
+        ("stdout", "command.run(lambda argv: sys.exit(print('x')))"),
+        ("stderr", "command.run(lambda argv: require(False, 'x'))"),
+        ("stdout", "cli.main(['--help'])"),
+        ("stderr", "cli.main(['nothing'])"),
+    ],
+)
+def test_a_command_whose_reader_has_left_ends_without_a_word(closed: str, main: str, unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = f"import sys; from mesh.errors import require; from tools import cli, command; sys.exit({main})"
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writer}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, **streams, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stdout or b"", done.stderr or b"") == (141, b"", b"")
