@@ -142,11 +142,14 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved state; refuses one of another network."""
+        """Continue from a saved state, but with the weight decay configured now; refuses one of another network."""
+        decays = [group["weight_decay"] for group in self.optimiser.param_groups]
         try:
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             self.optimiser.load_state_dict(state["optimiser"])
+            for group, decay in zip(self.optimiser.param_groups, decays):
+                group["weight_decay"] = decay
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.position = int(state["step"]), int(state["position"])
             self.best, self.best_step = state["best"], state["best_step"]

@@ -132,6 +132,16 @@ def test_a_run_that_was_stopped_ends_bit_for_bit_as_an_uninterrupted_one(
     assert state.epoch == whole.epoch and state.position == whole.position == 48
 
 
+@pytest.mark.parametrize("name", ["adamw", "rmsprop"])
+def test_a_weight_decay_that_was_changed_counts_after_resuming(name: str) -> None:
+    before, after = (
+        make_state(nn.Linear(3, 3), replace(STAGE, optim=OptimConfig(name=name, weight_decay=decay)))
+        for decay in (0.0, 0.5)
+    )
+    after.load_state_dict(before.state_dict())
+    assert [group["weight_decay"] for group in after.optimiser.param_groups] == [0.5]
+
+
 def test_a_validation_that_was_owed_is_made_up(tmp_path: Path) -> None:
     with pytest.raises(StopTraining):
         train(toy_state(), STAGE, Recorder(tmp_path, stop_after=2))
