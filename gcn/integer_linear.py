@@ -42,9 +42,8 @@ def from_integers(numbers: Tensor, scale: Tensor) -> Tensor:
 class IntegerLinear(nn.Linear):
     """An inference-only copy of a linear layer on the CPU that shares its parameters, which are such weights.
 
-    For a few samples the whole numbers are read and multiplied with inputs rounded to bf16, as the results are: three
-    significant digits. Where a gradient may be wanted, and after the weights were changed or moved, the layer is an
-    ordinary one.
+    For a few samples the whole numbers are read and multiplied with inputs rounded to bf16 (to 0.4 %), as the
+    results are. Where a gradient may be wanted, and after the weights were changed or moved, the layer is ordinary.
     """
 
     def __init__(self, exact: nn.Linear) -> None:
@@ -76,7 +75,8 @@ def read_integers(module: nn.Module) -> nn.Module:
 
     Only single-precision layers on the CPU, of exactly `nn.Linear`, are changed.
     """
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+    has_kernel = hasattr(torch, "_weight_int8pack_mm")  # of no stable interface
+    if not has_kernel or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return module
     for name, child in module.named_children():
         if type(child) is nn.Linear:
