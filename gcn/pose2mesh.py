@@ -320,7 +320,8 @@ def model_config(text: str) -> ModelConfig:
 def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     found = {}
     for name, value in tensors.items():
-        if name.startswith(prefix) and name.removesuffix(_SCALE) not in tensors.keys() - {name}:
+        is_scale = name.endswith(_SCALE) and name.removesuffix(_SCALE) in tensors
+        if name.startswith(prefix) and not is_scale:
             if value.dtype == torch.int8:
                 value = from_integers(value, tensors[name + _SCALE])
             found[name.removeprefix(prefix)] = value.float() if value.is_floating_point() else value
