@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Work = Callable[[], object]
 _MIN_REPEATS = 2
 _TURN_S, _MOST_CALLS = 0.05, 100  # a contender's turn lasts about so long
+_WARMED_S = 1.0  # a contender that takes longer fills the cache by itself soon enough
 # Of glibc's malloc: large blocks from the heap instead of mmap, and never given back. Without it half of the time of a
 # network with large activations goes into page faults; with it both sides of a ratio are at their best.
 _MALLOPT = {-4: 0, -1: 2**31 - 1, -2: 2**30}  # mmap_max, trim_threshold, top_pad
@@ -106,20 +107,23 @@ class Setup:
     def interleaved(self, contenders: Mapping[str, Work]) -> dict[str, list[float]]:
         """Seconds of one call, for each repeat of each contender; they take turns.
 
-        Before that each is called twice (a slow one once). A fast one is called several times in its turn, the first
-        of which does not count: it finds the cache full of what the others left.
+        Before that each is called twice (a slow one once). A fast one is called several times in its turn. Unless it
+        is slow (a second and more), a turn begins with a call that does not count: it finds the cache full of what the
+        others left.
         """
-        calls = {}
+        calls: dict[str, int] = {}
+        warmed: dict[str, bool] = {}
         for name, work in contenders.items():
             once = self._timed(work, 1)
             if once < self.budget_s:
                 once = self._timed(work, 1)
+            warmed[name] = once < _WARMED_S
             calls[name] = int(min(_MOST_CALLS, max(1.0, _TURN_S / max(once, 1e-9))))
         times: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(self.repeats):
             for name, work in contenders.items():
                 if len(times[name]) < _MIN_REPEATS or sum(times[name]) * calls[name] < self.budget_s:
-                    if calls[name] > 1:
+                    if warmed[name]:
                         work()
                     times[name].append(self._timed(work, calls[name]) / calls[name])
         return times

@@ -106,6 +106,16 @@ def test_contenders_take_turns_after_a_warm_up_that_does_not_count(passing: Call
     assert calls == list("aabb" + "abab")
 
 
+def test_a_turn_begins_with_a_call_that_does_not_count_unless_it_is_a_slow_one(passing: Callable[[float], None]) -> None:
+    def work(first_of_turn: float, others: float) -> Callable[[], None]:
+        durations = iter([others, others] + [first_of_turn, others] * 3)
+        return lambda: passing(next(durations))
+
+    setup = Setup(repeats=3, device=CPU)
+    times = setup.interleaved({"cold at first": work(0.4, 0.25), "slow": work(1.5, 1.25)})
+    assert times["cold at first"] == pytest.approx([0.25] * 3) and times["slow"] == pytest.approx([1.5, 1.25, 1.5])
+
+
 def test_a_slow_contender_is_not_asked_again_and_a_fast_one_several_times_in_its_turn(
     passing: Callable[[float], None],
 ) -> None:
