@@ -82,11 +82,10 @@ def write_ply(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
     """Binary little endian, float32. (V, 3), (F, 3)."""
     vertices, faces = _checked(vertices, faces)
     lists = np.empty(len(faces), _PLY_FACE)
-    lists["count"], lists["corners"] = 3, faces.astype("<i4").view("V12")[:, 0]
+    lists["count"], lists["corners"] = 3, faces.astype("<i4", copy=False).view("V12")[:, 0]
+    header = _PLY_HEADER.format(num_vertices=len(vertices), num_faces=len(faces)).encode()
     with replacing(path) as file:
-        file.write(_PLY_HEADER.format(num_vertices=len(vertices), num_faces=len(faces)).encode())
-        file.write(vertices.astype("<f4").tobytes())
-        file.write(lists.tobytes())
+        file.write(b"".join((header, vertices.astype("<f4", copy=False).data, lists.data)))
 
 
 def write_glb(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
@@ -122,24 +121,26 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
 
 
 def _checked(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The vertices upright in float64 and the faces as int32, after a look at both."""
+    """The vertices upright and the faces as int32, after a look at both."""
     if vertices.ndim != 2 or vertices.shape[1] != 3:
         raise InputError(f"vertices must have shape (V, 3), got {vertices.shape}")
     if faces.ndim != 2 or faces.shape[1] != 3 or faces.dtype.kind not in "iu":
         raise InputError(f"faces must be whole numbers of shape (F, 3), got {faces.dtype} of shape {faces.shape}")
-    if not np.isfinite(vertices).all():
-        raise InputError(f"vertex {np.argwhere(~np.isfinite(vertices))[0, 0]} of the mesh is NaN or infinite")
+    if vertices.dtype.kind != "f":
+        vertices = vertices.astype(np.float64)
     largest = np.abs(vertices).max(initial=0)
+    if not np.isfinite(largest):
+        raise InputError(f"vertex {np.argwhere(~np.isfinite(vertices))[0, 0]} of the mesh is NaN or infinite")
     if largest > _LARGEST_M:
         raise InputError(f"vertices must be in metres, at most {_LARGEST_M:.0f}; got a coordinate of {largest:.6g}")
     if faces.min(initial=0) < 0 or faces.max(initial=0) >= max(len(vertices), 1):
         raise InputError(f"faces name vertices outside 0..{len(vertices) - 1}")
-    return upright(vertices.astype(np.float64)), np.ascontiguousarray(faces, np.int32)
+    return upright(vertices), np.ascontiguousarray(faces, np.int32)
 
 
 def _vertex_lines(vertices: np.ndarray) -> bytes:
     """The same bytes as `v %.6f %.6f %.6f` line by line (except that there is no minus zero), ten times as fast."""
-    micrometres = np.rint(vertices * 1e6).astype(np.int32)  # at most 999,999,999 and a bit
+    micrometres = np.rint(vertices.astype(np.float64) * 1e6).astype(np.int32)  # at most 999,999,999 and a bit
     millimetres, micro = np.divmod(np.abs(micrometres), 1000)
     metres, milli = np.divmod(millimetres, 1000)
     text = np.empty(vertices.shape, _COORDINATE)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.resources import as_file, files
@@ -198,19 +199,23 @@ def _aligned_errors_of_each(predicted: np.ndarray, true: np.ndarray) -> list[flo
 
 
 def bench_files(setup: Setup) -> Findings:
-    """Mesh files of one body beside a writer that goes line by line."""
+    """Mesh files of one body beside a writer that goes line by line; each a new file, as `recover` writes them.
+
+    To replace one costs the file system more than to write it: ext4 then sends the new one to the disk at once.
+    """
     from mesh.body import load_body
     from mesh.files import MESH_WRITERS
     from tools.original_loops import write_obj_by_line
 
-    body = load_body()
+    body, original = load_body(), "write .obj, line by line"
     with tempfile.TemporaryDirectory() as folder:
-        contenders: dict[str, tuple[float, Work]] = {
-            f"write .{form}": (1, partial(write, Path(folder) / f"body.{form}", body.template, body.faces))
-            for form, write in MESH_WRITERS.items()
-        }
-        original = "write .obj, line by line"
-        contenders[original] = (1, partial(write_obj_by_line, Path(folder) / "lines.obj", body.template, body.faces))
+        numbers = itertools.count()
+
+        def written(write: Callable[[Path, np.ndarray, np.ndarray], None]) -> tuple[float, Work]:
+            return 1, lambda: write(Path(folder) / str(next(numbers)), body.template, body.faces)
+
+        contenders = {f"write .{form}": written(write) for form, write in MESH_WRITERS.items()}
+        contenders[original] = written(write_obj_by_line)
         rows = setup.rates("meshes/s", contenders)
     return Findings(rows, [(row.name, original) for row in rows if row.name != original])
 

@@ -204,6 +204,12 @@ def test_the_writers_leave_their_arguments_alone(tmp_path: Path) -> None:
     np.testing.assert_array_equal(faces, TETRAHEDRON_FACES)
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_whole_metres_of_any_type_are_written(kind: str, tmp_path: Path) -> None:
+    MESH_WRITERS[kind](tmp_path / f"whole.{kind}", TETRAHEDRON.astype(np.uint8), TETRAHEDRON_FACES.astype(np.uint16))
+    np.testing.assert_array_equal(reread(tmp_path / f"whole.{kind}").vertices, TETRAHEDRON * (1, -1, -1))
+
+
 def test_the_largest_coordinates_are_written_to_the_micrometre(tmp_path: Path) -> None:
     vertices = np.array([[999.0, -999.0, 998.999999], [0, 0, 0], [1e-6, 0, 0]])
     write_obj(tmp_path / "large.obj", vertices, np.array([[0, 1, 2]]))

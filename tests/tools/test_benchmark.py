@@ -106,7 +106,9 @@ def test_contenders_take_turns_after_a_warm_up_that_does_not_count(passing: Call
     assert calls == list("aabb" + "abab")
 
 
-def test_a_turn_begins_with_a_call_that_does_not_count_unless_it_is_a_slow_one(passing: Callable[[float], None]) -> None:
+def test_a_turn_begins_with_a_call_that_does_not_count_unless_it_is_a_slow_one(
+    passing: Callable[[float], None],
+) -> None:
     def work(first_of_turn: float, others: float) -> Callable[[], None]:
         durations = iter([others, others] + [first_of_turn, others] * 3)
         return lambda: passing(next(durations))
