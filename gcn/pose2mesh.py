@@ -23,6 +23,7 @@ from gcn.lifters.denoise import DenoiserConfig, PoseDenoiser, Refined
 from gcn.lifters.depth_only import DepthOnly
 from gcn.lifters.martinez import Martinez, MartinezConfig
 from gcn.lifters.semgcn import SemGCN, SemGCNConfig
+from gcn.lifters.split import SplitConfig, SplitLifter
 from gcn.meshnet import MeshNet, MeshNetConfig
 from gcn.meshnet_full import LEVELS as FULL_LEVELS
 from gcn.meshnet_full import FullMeshNet
@@ -73,10 +74,11 @@ class ModelConfig:
     view: Literal["centred", "picture"] = "centred"
     normalisation: Normalisation = "isotropic"
     confidence: bool = True
-    lifter: Literal["posenet", "martinez", "semgcn", "cyclic"] = "posenet"
+    lifter: Literal["posenet", "split", "martinez", "semgcn", "cyclic"] = "posenet"
     depth_only: bool = False
     denoise: bool = False
     posenet: PoseNetConfig = field(default_factory=PoseNetConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
     martinez: MartinezConfig = field(default_factory=MartinezConfig)
     semgcn: SemGCNConfig = field(default_factory=SemGCNConfig)
     cyclic: CyclicConfig = field(default_factory=CyclicConfig)
@@ -119,6 +121,7 @@ class ModelConfig:
 
 _LIFTERS: dict[str, Callable[..., nn.Module]] = {
     "posenet": PoseNet,
+    "split": SplitLifter,
     "martinez": Martinez,
     "semgcn": SemGCN,
     "cyclic": CyclicLifter,

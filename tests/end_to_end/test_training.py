@@ -113,6 +113,7 @@ def test_a_frozen_lifter_stays_as_it_was(runs: Path) -> None:
         (train_posenet, ("model.posenet.norm=batch", "model.posenet.dropout=0.5", "posenet_training.accumulate=3")),
         (train_posenet, ("train.workers=1",)),
         (train_posenet, ("model.posenet_start={runs}/lifter", "poses.augmentation.recombine=0.5")),
+        (train_posenet, ("model.lifter=split", "model.split.width=16")),
         (train_posenet, ("model.lifter=martinez", "model.martinez.width=16")),
         (train_posenet, ("model.lifter=semgcn", "model.semgcn.width=8", "model.semgcn.dropout=0.2")),
         (train_posenet, (*CYCLIC, "posenet_training.loss.cycle_decay_epochs=0.001", *BONES)),

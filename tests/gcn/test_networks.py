@@ -18,6 +18,7 @@ from gcn.lifters.cyclic import CyclicConfig
 from gcn.lifters.denoise import DenoiserConfig
 from gcn.lifters.martinez import MartinezConfig
 from gcn.lifters.semgcn import SemGCNConfig
+from gcn.lifters.split import SplitConfig
 from gcn.pose2mesh import MeshGraph, ModelConfig, Pose2Mesh, build_graph, build_lifter, load_pose2mesh, load_posenet
 from gcn.pose2mesh import save_weights as save
 from gcn.posenet import PoseNet, PoseNetConfig
@@ -143,6 +144,7 @@ def test_a_lifter_file_is_refused_as_a_mesh_network(tmp_path: Path, body: Body) 
 
 
 LIFTERS = {
+    "split": ModelConfig(lifter="split", split=SplitConfig(width=16, context=2)),
     "martinez": ModelConfig(lifter="martinez", martinez=MartinezConfig(width=16)),
     "semgcn": ModelConfig(
         lifter="semgcn",
