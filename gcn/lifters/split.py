@@ -104,7 +104,8 @@ class SplitLifter(nn.Module):
     """2D joints to root-relative 3D joints of the same set, in metres, camera frame."""
 
     order: Tensor
-    mirror: Tensor
+    looks: Tensor
+    signs: Tensor
 
     def __init__(
         self, joints: JointSet, in_channels: int, *, width: int = 320, blocks: int = 3, context: int = 16,
@@ -115,33 +116,40 @@ class SplitLifter(nn.Module):
         swap, corners = joints.flip_permutation, joints.indices(_CORNERS)
         self.limbs = [find_limb(joints, base, first) for base, first in _LIMBS.items()]
         in_limbs = [j for limb in self.limbs for j in (*limb.joints, *(swap[j] for j in limb.joints))]
-        self.trunk = [joint for joint in range(len(joints)) if joint not in in_limbs]
-        # For each kind of limb what the left one sees, and what the right one sees in the same places of a mirror.
-        self.seen = [[(*limb.joints, *corners)] for limb in self.limbs]
-        for sides in self.seen:
-            sides.append(tuple(swap[j] for j in sides[0]))
-        self.bases = [[self.trunk.index(j) for j in (limb.base, swap[limb.base])] for limb in self.limbs]
-        self.register_buffer("order", torch.tensor(self.trunk + in_limbs).argsort(), persistent=False)
-        self.register_buffer("mirror", torch.tensor([-1.0] + [1.0] * (max(in_channels, 3) - 1)), persistent=False)
-        sizes = [len(self.trunk), *(len(left) for left, _ in self.seen)]
-        self.stems = nn.ModuleList(nn.Linear(size * in_channels, width) for size in sizes)
+        trunk = [joint for joint in range(len(joints)) if joint not in in_limbs]
+        self.bases = [[trunk.index(j) for j in (limb.base, swap[limb.base])] for limb in self.limbs]
+        self.register_buffer("order", torch.tensor(trunk + in_limbs).argsort(), persistent=False)
+        # What each part sees: the trunk itself, limbs themselves and the trunk's corners; right limbs as in a mirror.
+        seen = [trunk]
+        for limb in self.limbs:
+            left = [*limb.joints, *corners]
+            seen += [left, [swap[j] for j in left]]
+        self.seen_sizes = [len(part) for part in seen]
+        signs = torch.ones(sum(self.seen_sizes), in_channels)
+        for part, of_part in enumerate(signs.split(self.seen_sizes)):
+            if part and part % _SIDES == 0:
+                of_part[:, 0] = -1
+        self.register_buffer("looks", torch.tensor([j for part in seen for j in part]), persistent=False)
+        self.register_buffer("signs", signs, persistent=False)
+        inputs = [size * in_channels for size in (self.seen_sizes[0], *self.seen_sizes[1::_SIDES])]
+        self.stems = nn.ModuleList(nn.Linear(size, width) for size in inputs)
         self.blocks = nn.Sequential(*[SplitBlock(width, context) for _ in range(blocks)])
-        outputs = [len(self.trunk), *(len(limb.joints) for limb in self.limbs)]
+        outputs = [len(trunk), *(len(limb.joints) for limb in self.limbs)]
         self.heads = nn.ModuleList(nn.Linear(width, 3 * size) for size in outputs)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, J, C) of `gcn.features.pose_features` -> (B, J, 3) metres; the root is exactly 0."""
-        mirror = self.mirror.to(features)
-        mirrored = features * mirror[: features.shape[-1]]
-        seen = [features[:, self.trunk]]
-        seen += [torch.cat((features[:, left], mirrored[:, right])) for left, right in self.seen]
-        parts = self.blocks([stem(x.flatten(1)) for stem, x in zip(self.stems, seen)])
+        seen = features.index_select(1, self.looks) * self.signs.to(features)
+        trunk, *sides = (part.flatten(1) for part in seen.split(self.seen_sizes, dim=1))
+        inputs = [trunk, *(torch.cat(pair) for pair in zip(sides[::_SIDES], sides[1::_SIDES]))]
+        parts = self.blocks([stem(x) for stem, x in zip(self.stems, inputs)])
         # Not in half precision: sums of offsets would suffer.
         written = [head(x).to(features).unflatten(1, (-1, 3)) for head, x in zip(self.heads, parts)]
         placed = [written[0]]
         for limb, bases, offsets in zip(self.limbs, self.bases, written[1:]):
             left, right = offsets.chunk(_SIDES)
-            for base, side in zip(bases, (left, right * mirror[:3])):
+            mirrored = torch.cat((-right[..., :1], right[..., 1:]), dim=-1)
+            for base, side in zip(bases, (left, mirrored)):
                 placed.append(_placed(written[0][:, base], side, limb.parents))
         joints = torch.cat(placed, dim=1).index_select(1, self.order)
         return (joints - joints[:, self.root_idx, None]) * self.output_unit_m
