@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from gcn.pose2mesh import JOINTS, ModelConfig
+from mesh import files
 from mesh.body import load_body
-from tools import benchmark, benchmark_networks, benchmark_training, command
+from tools import benchmark, benchmark_data, benchmark_networks, benchmark_training, command, original_loops
 from tools.benchmark_measure import Findings, Measurement, Setup, factor, memory_mb, summary
 from tools.benchmark_networks import LifterAndMesh
 
@@ -52,6 +53,16 @@ def test_what_was_measured_is_written_before_it_is_printed(tmp_path: Path, monke
     with pytest.raises(BrokenPipeError):
         benchmark.main([*argv, "--json", str(tmp_path / "b")])
     assert len(json.loads((tmp_path / "b").read_text())["measurements"]) == 4
+
+
+def test_each_mesh_is_written_to_a_new_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    for form in files.MESH_WRITERS:
+        monkeypatch.setitem(files.MESH_WRITERS, form, lambda path, vertices, faces: written.append(path))
+    monkeypatch.setattr(original_loops, "write_obj_by_line", files.MESH_WRITERS["obj"])
+    found = benchmark_data.bench_files(SETUP)
+    assert len(found.measurements) == 4 and len(written) > 4 * SETUP.repeats
+    assert len(set(written)) == len(written)
 
 
 def test_too_few_repeats_are_refused(capsys) -> None:
