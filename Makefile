@@ -30,13 +30,13 @@ RUNS ?= runs
 TRAIN = $(BIN)/python tools/train_$(1).py --config $(CONFIG) --runs $(RUNS) --name recipe_$(1) \
 	$$(test ! -d $(RUNS)/recipe_$(1) || echo --resume) --set "poses.file=$(POSES)" "poses.validation_subjects=$(HELD_OUT)" $(SET)
 
-# Expected errors are learnt on poses that the mesh network does not know by heart (docs/experiments.md).
+# Meshes and expected errors are learnt on poses that the lifter does not know by heart (docs/experiments.md).
 UNFAMILIAR := {blend: 0.4, recombine: 0.8, recombine_part: 0.4, collars: 0.3, turn: 0.7, turn_sd_deg: 12}
 
 weights: setup
 	@test -f "$(POSES)" || { echo 'expected a pose file: make weights POSES=POSES.npz HELD_OUT=[1,2]'; exit 2; }
 	$(call TRAIN,posenet)
-	$(call TRAIN,meshnet) model.posenet_weights=$(RUNS)/recipe_posenet
+	$(call TRAIN,meshnet) model.posenet_weights=$(RUNS)/recipe_posenet "poses.augmentation=$(UNFAMILIAR)"
 	$(call TRAIN,labeling)
 	$(call TRAIN,uncertainty) model.pose2mesh_weights=$(RUNS)/recipe_meshnet "poses.augmentation=$(UNFAMILIAR)"
 	mkdir -p $(RUNS)/recipe

@@ -38,6 +38,7 @@ from mesh.joints import COCO19
 
 JOINTS = COCO19
 FORMAT = "meshrecovery-weights-1"
+_LONGEST_REASON = 200
 _SCALE = ".scale"  # what belongs to weights in whole numbers is called after them
 MESH_WEIGHTS = "mesh_weights"  # metadata of expected errors: the `weights_digest` of the mesh weights they belong to
 _EARLIER = "holds a mesh network of an earlier version: train it anew; its lifter can be used"
@@ -310,7 +311,8 @@ def _consistent(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as exc:
-        raise InputError(f"{path} does not fit its own description: {str(exc).splitlines()[0]}") from exc
+        reason = " ".join(str(exc).split())[:_LONGEST_REASON]  # torch tells what is missing in further lines
+        raise InputError(f"{path} does not fit its own description: {reason}") from exc
 
 
 def model_config(text: str) -> ModelConfig:

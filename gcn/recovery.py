@@ -31,8 +31,8 @@ from mesh.joints import COCO17, HUMAN36M17, LARGEST_PX, MIN_CONFIDENCE, Keypoint
 from mesh.protocols import JointRegression
 
 MIN_JOINTS = 5
-# Beyond lies a tenth of the held-out people, and of their joints, with detector-like 2D; their true errors are 1.6 and
-# 2.4 times those of the others (docs/experiments.md).
+# Beyond lies a tenth of the held-out people, and of their joints, with detector-like 2D; their true errors are 1.7 and
+# 2.5 times those of the others (docs/experiments.md).
 UNSURE_EXPECTED_M = 0.12  # mean expected error of a person's joints
 UNSURE_JOINT_M = 0.15  # expected error of a joint
 UNSURE_SPREAD_M = 0.05  # spread, where no network tells expected errors

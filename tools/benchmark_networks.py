@@ -121,7 +121,7 @@ def _mesh_networks(setup: Setup, models: dict[str, LifterAndMesh], size: int) ->
     contenders: dict[str, Work] = {}
     for row, name in names.items():
         features = models[name].config.see(*poses(size, setup.device)).features
-        joints = torch.zeros(size, len(JOINTS), 3, device=setup.device)
+        joints = torch.linspace(-0.5, 0.5, size * len(JOINTS) * 3, device=setup.device).view(size, -1, 3)
         contenders[row] = partial(models[name].meshnet, features, joints)
     billions, product = matrix_product(setup.device)
     limit = f"matrix product {_MATRIX_SIDE}^3, meanwhile, batch {size}"

@@ -397,8 +397,8 @@ def test_a_mesh_network_can_go_on_from_trained_weights(runs: Path, tmp_path: Pat
     extra = (f"model.posenet_weights={weights}", f"model.meshnet_weights={weights}", "meshnet_training.optim.lr=1e-12")
     assert run(train_meshnet, tmp_path, "further", *extra) == 0
     with safe_open(weights, framework="pt") as archive:
-        given = archive.get_tensor("meshnet.rotations.weight").float()
-    torch.testing.assert_close(weights_of(tmp_path / "further")["meshnet.rotations.weight"], given, atol=1e-6, rtol=0)
+        given = archive.get_tensor("meshnet.offsets.weight").float()
+    torch.testing.assert_close(weights_of(tmp_path / "further")["meshnet.offsets.weight"], given, atol=1e-6, rtol=0)
 
 
 def test_a_lifter_can_go_on_from_trained_weights(runs: Path, tmp_path: Path) -> None:

@@ -6,13 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from data.draws import Draws, step_generator
-from data.noise import NoiseConfig
-from data.prior import load_pose_prior
-from data.synthesis import SynthesisConfig, Synthesiser
 from gcn.integer_linear import MOST_ROWS, IntegerLinear, fits_integers, from_integers, read_integers, to_integers
-from gcn.recovery import MeshRecovery
-from mesh.body import load_body
+from gcn.pose2mesh import ModelConfig, build_lifter
 
 needs_kernel = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="torch is slow with whole numbers here"
@@ -119,21 +114,21 @@ def test_on_other_processors_nothing_changes(monkeypatch) -> None:
 
 
 @needs_kernel
-def test_the_shipped_networks_recover_the_same_within_millimetres() -> None:
-    recovery = MeshRecovery.from_pretrained()
-    people = Synthesiser(load_pose_prior(), load_body(), SynthesisConfig(noise=NoiseConfig(model="none")))
-    batch = people.batch(torch.arange(MOST_ROWS), Draws(MOST_ROWS, step_generator(0, 0)), with_vertices=False)
-    seen = batch.keypoints_px, batch.confidence, batch.intrinsics
-    packed = [part for part in recovery.model.modules() if isinstance(part, IntegerLinear)]
-    linear = [part for part in recovery.model.modules() if isinstance(part, nn.Linear)]
-    assert sum(part.weight.numel() for part in packed) > 0.9 * sum(part.weight.numel() for part in linear)
-    exact = copy.deepcopy(recovery.model.cpu().state_dict())
+def test_a_lifter_gives_the_same_to_two_digits() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(lifter="posenet")
+    lifter = build_lifter(config).eval()
+    for part in lifter.modules():
+        if isinstance(part, nn.Linear) and fits_integers(part):
+            part.weight.data = from_integers(*to_integers(part.weight))
+    exact = copy.deepcopy(lifter.state_dict())
+    features = torch.randn(MOST_ROWS, 19, config.feature_channels, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        found = recovery.model(*seen)
-        for part in packed:
-            part.forward = lambda x, part=part: nn.functional.linear(x, part.weight, part.bias)  # type: ignore[method-assign]
-        expected = recovery.model(*seen)
-    for a, b in zip(found, expected):
-        distance = (a - b).norm(dim=-1)
-        assert 0 < distance.mean() < 1.5e-3 and distance.max() < 1e-2
-    assert all(torch.equal(value, exact[name]) for name, value in recovery.model.state_dict().items())
+        expected = lifter(features)
+        found = read_integers(lifter)(features)
+    packed = [part for part in lifter.modules() if isinstance(part, IntegerLinear)]
+    linear = [part for part in lifter.modules() if isinstance(part, nn.Linear)]
+    assert sum(part.weight.numel() for part in packed) > 0.9 * sum(part.weight.numel() for part in linear)
+    distance = (found - expected).norm(dim=-1)
+    assert 0 < distance.mean() < 0.02 * expected.norm(dim=-1).mean()
+    assert all(torch.equal(value, exact[name]) for name, value in lifter.state_dict().items())

@@ -34,10 +34,10 @@ def recovery() -> MeshRecovery:
     torch.manual_seed(0)
     config = ModelConfig(posenet=PoseNetConfig(width=32, blocks=1))
     model = Pose2Mesh(config, build_graph(config.meshnet, BODY, FACING[None]))
-    bones = BODY.joint_regressor @ FACING - BODY.regressor(HUMAN36M17)[HUMAN36M17.root_idx] @ FACING
+    standing = BODY.regressor(COCO19) @ FACING
     with torch.no_grad():
-        model.meshnet.mix.mul_(0.1)
-        model.meshnet.places.bias.copy_(torch.from_numpy(bones.astype(np.float32)).flatten())
+        model.posenet.head.weight.mul_(0.1)
+        model.posenet.head.bias.copy_(torch.from_numpy(standing.astype(np.float32)).flatten())
     return MeshRecovery(model, (build_labeling(config), config), BODY)
 
 

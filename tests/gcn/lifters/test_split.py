@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import layer_norm
 
-from gcn.lifters.split import SplitConfig, SplitLifter, find_limb
+from gcn.layers.parallel import ParallelLinear, ParallelNorm
+from gcn.lifters.split import SplitConfig, SplitLifter
 from mesh.errors import InputError
 from mesh.joints import COCO19, JOINT_SETS, OPENPOSE25, JointSet
 
@@ -26,10 +27,8 @@ def lifter(joints: JointSet = COCO19, in_channels: int = 4, **options: Any) -> S
 def deaf(network: SplitLifter) -> SplitLifter:
     """The same where no part hears of the others."""
     for block in network.blocks:
-        for kind in block.kinds:
-            for hear in kind.hear:
-                torch.nn.init.zeros_(hear.weight)
-                torch.nn.init.zeros_(hear.bias)
+        torch.nn.init.zeros_(block.hear.weight)
+        torch.nn.init.zeros_(block.hear.bias)
     return network
 
 
@@ -52,19 +51,23 @@ def test_the_network_equals_its_formula_part_by_part(features: torch.Tensor) -> 
         (2, features[:, [*LEGS["left"], *corners]]),
         (2, flipped[:, [*LEGS["right"], *(corners[i] for i in (1, 0, 3, 2))]]),
     ]
-    kinds = network.blocks[0].kinds
-    hidden, active = [], []
-    for kind, x in inputs:
-        stem, norm = network.stems[kind], kinds[kind].first_norm
-        hidden.append(linear(x.reshape(5, -1), stem.weight, stem.bias))
-        active.append(layer_norm(hidden[-1], (24,), norm.weight, norm.bias).clamp(min=0))
-    told = torch.cat([kinds[kind].tell(a) for (kind, _), a in zip(inputs, active)], dim=1)
+    block = network.blocks[0]
+
+    def apply(layer: ParallelLinear, kind: int, x: torch.Tensor) -> torch.Tensor:
+        return x @ layer.weight[kind, : x.shape[1]] + (0 if layer.bias is None else layer.bias[kind])
+
+    def activate(norm: ParallelNorm, kind: int, x: torch.Tensor) -> torch.Tensor:
+        return layer_norm(x, (24,), norm.weight[kind, 0], norm.bias[kind, 0]).clamp(min=0)
+
+    hidden = [apply(network.stem, kind, x.flatten(1)) for kind, x in inputs]
+    active = [activate(block.first_norm, kind, x) for (kind, _), x in zip(inputs, hidden)]
+    told = torch.cat([apply(block.tell, kind, a) for (kind, _), a in zip(inputs, active)], dim=1)
+    heard = block.hear(told).split(24, dim=1)
     outputs = []
     for place, (kind, _) in enumerate(inputs):
-        part, norm = kinds[kind], kinds[kind].second_norm
-        y = active[place] @ part.first.weight.T + part.hear[0 if place in (0, 1, 3) else 1](told)
-        hidden[place] = hidden[place] + part.second(layer_norm(y, (24,), norm.weight, norm.bias).clamp(min=0))
-        outputs.append(network.heads[kind](hidden[place]).reshape(5, -1, 3))
+        y = activate(block.second_norm, kind, apply(block.first, kind, active[place]) + heard[place])
+        hidden[place] = hidden[place] + apply(block.second, kind, y)
+        outputs.append(apply(network.heads, kind, hidden[place]).unflatten(1, (-1, 3)))
     expected = torch.zeros(5, 19, 3)
     expected[:, trunk] = outputs[0]
     for place, limb, base in zip(range(1, 5), LIMBS, corners):
@@ -104,19 +107,9 @@ def test_every_joint_of_every_set_is_written_once(name: str, generator: torch.Ge
     written = network(features)
     assert written.shape == (3, len(joints), 3) and not written[:, joints.root_idx].any()
     with torch.no_grad():
-        for head in network.heads:  # each number is its own
-            head.weight.zero_()
-            head.bias.copy_(torch.arange(len(head.bias)) + 1)
+        network.heads.weight.zero_()
+        network.heads.bias[:, 0] = torch.arange(network.heads.bias.shape[-1]) + 1.0  # each number is its own
     assert len(network(features)[0].unique(dim=0)) == len(joints)
-
-
-def test_a_limb_may_branch() -> None:
-    leg = find_limb(OPENPOSE25, "left_hip", "left_knee")
-    names = [OPENPOSE25.names[joint].removeprefix("left_") for joint in leg.joints]
-    assert names == ["knee", "ankle", "heel", "big_toe", "small_toe"]
-    assert [names[parent] if parent >= 0 else "hip" for parent in leg.parents] == [
-        "hip", "knee", "ankle", "ankle", "big_toe",
-    ]  # fmt: skip
 
 
 def test_a_set_without_elbows_is_refused() -> None:
@@ -132,12 +125,9 @@ def test_joints_come_in_the_unit_of_the_last_layer(features: torch.Tensor) -> No
 @torch.no_grad()
 def constant(network: SplitLifter, value: float, offset: float) -> SplitLifter:
     """The same that always writes this for the trunk, and one, two, three ... times this from joint to joint."""
-    trunk, *limbs = network.heads
-    for head in network.heads:
-        head.weight.zero_()
-    trunk.bias.fill_(value)
-    for head in limbs:
-        head.bias.copy_(offset * (torch.arange(len(head.bias)) // 3 + 1))
+    network.heads.weight.zero_()
+    network.heads.bias[0] = value
+    network.heads.bias[1:] = offset * (torch.arange(network.heads.bias.shape[-1]) // 3 + 1)
     return network
 
 
