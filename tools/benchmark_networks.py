@@ -121,7 +121,8 @@ def _mesh_networks(setup: Setup, models: dict[str, LifterAndMesh], size: int) ->
     contenders: dict[str, Work] = {}
     for row, name in names.items():
         features = models[name].config.see(*poses(size, setup.device)).features
-        joints = torch.linspace(-0.5, 0.5, size * len(JOINTS) * 3, device=setup.device).view(size, -1, 3)
+        with seeded():  # joints in one place or on one line have no trunk to see them from
+            joints = torch.rand(size, len(JOINTS), 3).to(setup.device) - 0.5
         contenders[row] = partial(models[name].meshnet, features, joints)
     billions, product = matrix_product(setup.device)
     limit = f"matrix product {_MATRIX_SIDE}^3, meanwhile, batch {size}"
